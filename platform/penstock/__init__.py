@@ -1,0 +1,1 @@
+"""Penstock: from raw events to a served, watched, renewed model, on Ray."""

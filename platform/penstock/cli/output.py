@@ -1,0 +1,40 @@
+"""What a command prints: its result on stdout, everything else on stderr."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from penstock.records import Record
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")
+]
+
+Result = Record | Mapping[str, Any] | Sequence[Record] | Sequence[Mapping[str, Any]]
+
+
+def plain(result: Result) -> Any:
+    """Turn records into what JSON can hold."""
+    if isinstance(result, Record):
+        return result.model_dump(mode="json")
+    if isinstance(result, Mapping):
+        return {k: plain(v) if isinstance(v, Record) else v for k, v in result.items()}
+    return [plain(item) for item in result]
+
+
+def emit(result: Result, *, as_json: bool, render: Callable[[Console], None] | None = None) -> None:
+    """Print a command's result: JSON for machines, `render` (or indented JSON) for people."""
+    if as_json or render is None:
+        import orjson
+
+        option = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+        typer.echo(orjson.dumps(plain(result), option=option).decode())
+        return
+    render(Console())
+
+
+def stderr() -> Console:
+    """Give the console for progress and remarks."""
+    return Console(stderr=True)

@@ -1,0 +1,44 @@
+"""Locks that die with their holder, for the few steps that must not run twice at once."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from penstock.errors import BusyError
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, what: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file for the duration of the block; the kernel frees it if we are killed.
+
+    Args:
+        path: the lock file; made when absent, never removed (removal would race).
+        what: what is held, in the error's words.
+        wait_s: how long to wait for another holder before giving up.
+
+    Raises:
+        BusyError: another process still holds it after `wait_s`; names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
+                    raise BusyError(
+                        f"{what} is held by process {holder}", next_step="try again when it ends"
+                    ) from None
+                time.sleep(0.02)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}".encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,293 @@
+"""All settings in one frozen tree, read once from `[tool.penstock]` and `PENSTOCK_*`.
+
+The environment wins over pyproject.toml, which wins over the profile's defaults. Nested fields are
+written with two underscores: `PENSTOCK_STORAGE__ROOT`. This is the only file that reads the
+environment.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from penstock.errors import SettingsError
+
+Profile = Literal["local", "cluster"]
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+_PREFIX = "PENSTOCK_"
+# Marks every process of a Ray that `penstock up` started, so that `down` stops those and no other.
+CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
+_VARIABLES_THAT_ARE_NO_SETTING = frozenset({CLUSTER_ID_VARIABLE})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StorageSettings(_Section):
+    """Where tables, model versions and the embedded databases live."""
+
+    root: str = ".penstock"
+    """A folder (relative: to the project's root), on a cluster one that every node shares."""
+
+
+class RaySettings(_Section):
+    """The Ray that work runs on."""
+
+    address: str | None = None
+    """A dashboard URL of another Ray, e.g. `http://head:8265`; None: the one of `penstock up`."""
+    num_logical_cpus: int = Field(default=8, ge=1)
+    """Slots for tasks and replicas of a local Ray; more than the cores, so nothing starves."""
+    object_store_memory_bytes: int = Field(default=1 << 30, ge=80 << 20)
+    gcs_port: int = Field(default=6390, ge=1024, le=65535)
+    dashboard_port: int = Field(default=8265, ge=1024, le=65535)
+    metrics_port: int = Field(default=8290, ge=1024, le=65535)
+
+
+class FeatureStoreSettings(_Section):
+    """Feast's registry and online store."""
+
+    registry_url: SecretStr = SecretStr("")
+    online_store: Literal["sqlite", "redis"] = "sqlite"
+    redis: SecretStr = SecretStr("")
+    """`host:port[,password=…]` as Feast writes it; needed where online_store is redis."""
+
+
+class TrackingSettings(_Section):
+    """MLflow's tracking server or database."""
+
+    uri: SecretStr = SecretStr("")
+
+
+class ServingSettings(_Section):
+    """Serve's HTTP ingress."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1024, le=65535)
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+
+
+class Settings(BaseSettings):
+    """Every setting of Penstock; frozen, unknown keys refused."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+    )
+
+    profile: Profile = "local"
+    project_root: Path = Path()
+    feature_repo: str = "feature_repo"
+    storage: StorageSettings = StorageSettings()
+    ray: RaySettings = RaySettings()
+    feature_store: FeatureStoreSettings = FeatureStoreSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    serving: ServingSettings = ServingSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over what the file says (which comes in as init arguments)."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        if self.serving.host not in LOOPBACK_HOSTS:
+            raise ValueError(
+                f"serving.host is {self.serving.host!r}, but answers carry no access control yet: "
+                f"only loopback is served ({', '.join(LOOPBACK_HOSTS)})"
+            )
+        if self.feature_store.online_store == "redis" and not self.redis_address:
+            raise ValueError(
+                "feature_store.online_store is redis, so feature_store.redis is needed"
+            )
+        if self.profile == "cluster":
+            embedded = [
+                name
+                for name, given in (
+                    ("feature_store.registry_url", self.feature_store.registry_url),
+                    ("tracking.uri", self.tracking.uri),
+                )
+                if not given.get_secret_value()
+            ]
+            if embedded:
+                raise ValueError(f"the cluster profile needs {' and '.join(embedded)}")
+        return self
+
+    @property
+    def feature_repo_path(self) -> Path:
+        """The folder of declarations."""
+        return self.project_root / self.feature_repo
+
+    @property
+    def storage_path(self) -> Path:
+        """The absolute root of everything stored."""
+        return (self.project_root / self.storage.root).resolve()
+
+    def table_path(self, use_case: str, name: str) -> Path:
+        """The Delta table of that name."""
+        return self.storage_path / "tables" / use_case / name
+
+    @property
+    def registry_url(self) -> str:
+        """SQLAlchemy URL of Feast's registry."""
+        given = self.feature_store.registry_url.get_secret_value()
+        return given or f"sqlite:///{self.storage_path / 'feature_registry.db'}"
+
+    @property
+    def online_db_path(self) -> Path:
+        """The embedded online store's file, where online_store is sqlite."""
+        return self.storage_path / "online_store.db"
+
+    @property
+    def redis_address(self) -> str:
+        """Redis as Feast's connection string."""
+        return self.feature_store.redis.get_secret_value()
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking and registry URI."""
+        return (
+            self.tracking.uri.get_secret_value() or f"sqlite:///{self.storage_path / 'mlflow.db'}"
+        )
+
+    @property
+    def artifacts_path(self) -> Path:
+        """Where MLflow keeps the artifacts of runs."""
+        return self.storage_path / "artifacts"
+
+    @property
+    def models_path(self) -> Path:
+        """Where the signed folders of model versions live: `<model>/<version>/`."""
+        return self.storage_path / "models"
+
+    @property
+    def keys_path(self) -> Path:
+        """Where the signing key (0600) and the trusted public keys live."""
+        return self.storage_path / "keys"
+
+    def job_environment(self) -> dict[str, str]:
+        """What a submitted job must be told; passwords are left out: nodes carry their own."""
+        return {
+            f"{_PREFIX}PROFILE": self.profile,
+            f"{_PREFIX}STORAGE__ROOT": str(self.storage_path),
+        }
+
+
+def find_project_root(start: Path) -> Path:
+    """Walk up from `start` to the first pyproject.toml with a `[tool.penstock]` table.
+
+    Raises:
+        SettingsError: no folder above has one.
+    """
+    for folder in (start.resolve(), *start.resolve().parents):
+        file = folder / "pyproject.toml"
+        if file.is_file() and "penstock" in _read_toml(file).get("tool", {}):
+            return folder
+    raise SettingsError(
+        f"no pyproject.toml with a [tool.penstock] table in {start.resolve()} or above it",
+        next_step="change into the project's folder, or set PENSTOCK_PROJECT_ROOT",
+    )
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings of the project that the current folder belongs to.
+
+    Raises:
+        SettingsError: an unknown or ill-typed key, with the nearest known name offered.
+    """
+    given_root = os.environ.get(f"{_PREFIX}PROJECT_ROOT")
+    root = Path(given_root).resolve() if given_root else find_project_root(Path.cwd())
+    file = root / "pyproject.toml"
+    table = _read_toml(file).get("tool", {}).get("penstock", {}) if file.is_file() else {}
+    if not isinstance(table, dict):
+        raise SettingsError(f"[tool.penstock] in {file} is {type(table).__name__}, not a table")
+    _refuse_unknown_variables(os.environ)
+    try:
+        return Settings(**{"project_root": root, **table, **overrides})
+    except ValidationError as error:
+        raise _explain(error, file) from None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{file} is not readable TOML: {error}", next_step="mend that line"
+        ) from None
+
+
+def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Every setting's dotted name."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, _Section):
+            keys += known_keys(annotation, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    by_variable = {_PREFIX + key.replace(".", "__").upper(): key for key in known_keys()}
+    for variable in environment:
+        if not variable.startswith(_PREFIX) or variable in _VARIABLES_THAT_ARE_NO_SETTING:
+            continue
+        if variable not in by_variable:
+            raise SettingsError(
+                f"the environment has {variable}, which is no setting",
+                next_step=_nearest(variable, by_variable) or "unset it",
+            )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def _explain(error: ValidationError, file: Path) -> SettingsError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return SettingsError(
+            f"[tool.penstock] in {file} has the unknown key {key!r}",
+            allowed=", ".join(known_keys()),
+            next_step=_nearest(key, known_keys()),
+        )
+    if not key:
+        return SettingsError(first["msg"].removeprefix("Value error, "), next_step=f"see {file}")
+    # A secret's value never goes into a message; its URL could carry a password.
+    secret = key in {"feature_store.registry_url", "feature_store.redis", "tracking.uri"}
+    shown = "" if secret else f" is {first['input']!r}"
+    allowed = first["msg"]
+    if key == "profile":
+        allowed = " or ".join(get_args(Profile))
+    return SettingsError(
+        f"the setting {key}{shown}, which does not fit",
+        allowed=allowed,
+        next_step=f"change it in {file} or in {_PREFIX}{key.replace('.', '__').upper()}",
+    )
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown: its host and path, never its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", ":***@")
