@@ -1,0 +1,1 @@
+"""The Ray that work runs on: ours on this machine, or another."""

@@ -1,0 +1,1 @@
+"""Table -> feature table -> training set; entity -> online row."""

@@ -1,0 +1,1 @@
+"""Model version + online row -> prediction."""
