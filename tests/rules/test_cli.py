@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 import typer
-from real_data import REPO_ROOT
 
 from penstock.cli.main import app
+from real_data import REPO_ROOT
 
 
 def leaves(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, click.Command]]:

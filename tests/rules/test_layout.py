@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from real_data import REPO_ROOT
 
 PACKAGE = REPO_ROOT / "platform" / "penstock"
@@ -78,7 +79,7 @@ class TestDoors:
     def test_a_vendor_is_imported_at_its_door_only(self, file: Path):
         here = relative(file)
         for vendor in imported_roots(file) & DOORS.keys():
-            assert any(here == door or here.startswith(door) and door.endswith("/")
+            assert any(here == door or (here.startswith(door) and door.endswith("/"))
                        for door in DOORS[vendor]), f"{here} imports {vendor}"  # fmt: skip
 
     @pytest.mark.parametrize("file", MODULES, ids=relative)
