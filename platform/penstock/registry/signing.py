@@ -1,0 +1,168 @@
+"""Ed25519 signatures over package manifests: who sealed a version, and that nothing changed since.
+
+Under `settings.keys_path`: `signing.key` is the private key of this installation (0600, made on
+first use), `trusted/<key id>.pub` are the public keys whose packages may be loaded. Trust another
+installation's packages by putting its .pub file there; stop trusting a key by removing its file.
+"""
+
+import contextlib
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from penstock.errors import IntegrityError
+from penstock.locks import exclusive
+
+_PRIVATE_KEY = "signing.key"
+_TRUSTED = "trusted"
+# A signature over these bytes can't be passed off as one over anything else that this key signs.
+_DOMAIN = b"penstock package manifest 1\n"
+SIGNATURE_BYTES = 64
+
+
+class Signer:
+    """Signs with this installation's private key, which never leaves the object."""
+
+    def __init__(self, private_key: Ed25519PrivateKey) -> None:
+        self._private_key = private_key
+        self.key_id = key_id(private_key.public_key())
+
+    def __repr__(self) -> str:
+        return f"Signer(key_id={self.key_id!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a Signer holds the private key and is not sent to other processes")
+
+    def sign(self, manifest: bytes) -> bytes:
+        """Give the 64 raw bytes of the detached signature."""
+        return self._private_key.sign(_DOMAIN + manifest)
+
+
+def key_id(public_key: Ed25519PublicKey) -> str:
+    """Name a public key: the first 16 hex digits of the SHA-256 of its raw bytes."""
+    raw = public_key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return hashlib.sha256(raw).hexdigest()[:16]
+
+
+def open_signer(keys_path: Path) -> Signer:
+    """Load the private key, or make it on first use; two first users end with the same key.
+
+    Raises:
+        IntegrityError: the key is unreadable, open to other users, or no longer trusted.
+    """
+    file = keys_path / _PRIVATE_KEY
+    if not file.exists():
+        _make_key(keys_path)
+    signer = Signer(_load_private_key(file))
+    if signer.key_id not in trusted_keys(keys_path):
+        raise IntegrityError(
+            f"the signing key {signer.key_id} is not among the trusted keys in "
+            f"{keys_path / _TRUSTED}",
+            next_step=f"put its public key back, or remove {file} so that a new key is made",
+        )
+    return signer
+
+
+def trusted_keys(keys_path: Path) -> dict[str, Ed25519PublicKey]:
+    """Read every trusted public key, by key id.
+
+    Raises:
+        IntegrityError: a file there is no Ed25519 public key, or not the one its name says.
+    """
+    keys: dict[str, Ed25519PublicKey] = {}
+    for file in sorted((keys_path / _TRUSTED).glob("*.pub")):
+        try:
+            key = serialization.load_pem_public_key(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise _bad_key(file, f"cannot be read as a public key: {error}") from None
+        if not isinstance(key, Ed25519PublicKey) or key_id(key) != file.stem:
+            raise _bad_key(file, "is not the Ed25519 key that its name says")
+        keys[file.stem] = key
+    return keys
+
+
+def find_signer(manifest: bytes, signature: bytes, keys_path: Path) -> str | None:
+    """Give the id of the trusted key that signed exactly these bytes; None when none did."""
+    if len(signature) != SIGNATURE_BYTES:
+        return None
+    for name, key in trusted_keys(keys_path).items():
+        with contextlib.suppress(InvalidSignature):
+            key.verify(signature, _DOMAIN + manifest)
+            return name
+    return None
+
+
+def _make_key(keys_path: Path) -> None:
+    trusted = keys_path / _TRUSTED
+    keys_path.mkdir(parents=True, exist_ok=True)
+    keys_path.chmod(0o700)
+    trusted.mkdir(exist_ok=True)
+    with exclusive(keys_path / ".lock", what="the making of the signing key", wait_s=30):
+        file = keys_path / _PRIVATE_KEY
+        if file.exists():
+            return
+        private_key = Ed25519PrivateKey.generate()
+        public_key = private_key.public_key()
+        pem = private_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        public_pem = public_key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        # The public half comes first: killed in between, we leave a trusted key that nobody
+        # holds, and not a private key whose packages nobody trusts.
+        _write_atomically(trusted / f"{key_id(public_key)}.pub", public_pem, mode=0o644)
+        _write_atomically(file, pem, mode=0o600)
+
+
+def _write_atomically(file: Path, content: bytes, *, mode: int) -> None:
+    temporary = file.with_name(f".{file.name}.new")
+    temporary.unlink(missing_ok=True)
+    # Created with its final mode: at no moment can another user open the private key.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with os.fdopen(handle, "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.rename(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _load_private_key(file: Path) -> Ed25519PrivateKey:
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o077:
+        raise IntegrityError(
+            f"the private key {file} is open to other users (mode {mode:04o})",
+            allowed="mode 0600",
+            next_step=f"remove it if others may have read it, else `chmod 600 {file}`",
+        )
+    try:
+        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
+    # The vendor's message is not passed on: nothing read from this file goes into a message.
+    except (OSError, ValueError, TypeError):
+        raise _bad_key(file, "cannot be read as a private key") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _bad_key(file, "is not an Ed25519 private key")
+    return key
+
+
+def _bad_key(file: Path, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"the key file {file} {what}", next_step="restore the file from a backup, or remove it"
+    )
