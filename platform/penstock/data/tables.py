@@ -1,0 +1,428 @@
+"""Tables: versioned, atomic, safe with many writers. The only door to Delta Lake.
+
+A version holds what its commit left, for ever: nothing is removed behind a reader's back. A commit
+may carry app transactions (`digest of a source` -> 1): one that the table already has makes the
+commit a no-op, atomically with the data, so that repeating work after a crash adds nothing twice.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from penstock.data import statistics
+from penstock.data.statistics import ColumnStatistics, Summary
+from penstock.errors import BusyError, DataError, IntegrityError, NotFoundError, unknown_name
+from penstock.locks import exclusive
+from penstock.records import Record
+from penstock.settings import Settings
+from penstock.use_cases import split_name
+
+Mode = Literal["append", "overwrite"]
+# The hidden column that splits the stored files, by what it is derived from.
+_PARTITIONS = {"day": ("__day", "%Y-%m-%d"), "month": ("__month", "%Y-%m")}
+_HIDDEN = frozenset(column for column, _ in _PARTITIONS.values())
+_METADATA = "penstock."
+_STATISTICS_ID = "statistics"
+_STATISTICS_FOLDER = "_penstock_statistics"
+_WAIT_S = 600.0
+# Old versions are the record of what a model was trained on: their log and files never expire.
+_CONFIGURATION = {
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+}
+
+
+class TableVersion(Record):
+    """One committed state of a table."""
+
+    table: str
+    version: int
+    num_rows: int
+    committed_at: datetime
+    operation: str
+    metadata: dict[str, str]
+    """What the commit's author wrote down: source versions, the ingest's report, and so on."""
+
+
+@dataclass(frozen=True)
+class TableFolder:
+    """One Delta table by its folder, for those who have a path rather than a name."""
+
+    path: Path
+    name: str
+
+    def exists(self) -> bool:
+        """Whether anything was ever committed here."""
+        return (self.path / "_delta_log").is_dir() and DeltaTable.is_deltatable(str(self.path))
+
+    def _open(self, version: int | None = None) -> DeltaTable:
+        try:
+            table = DeltaTable(str(self.path))
+            if version is None or version == table.version():
+                return table
+            if not 0 <= version <= table.version():
+                raise NotFoundError(
+                    f"table {self.name} has no version {version}",
+                    allowed=f"0 to {table.version()}",
+                )
+            return DeltaTable(str(self.path), version=version)
+        except TableNotFoundError:
+            raise NotFoundError(
+                f"there is no table {self.name}: nothing was ever written to it",
+                next_step="ingest or build it first",
+            ) from None
+        except DeltaError as error:
+            raise IntegrityError(f"table {self.name} in {self.path} is damaged: {error}") from error
+
+    def latest(self, version: int | None = None) -> TableVersion:
+        """Describe the newest version, or the one asked for.
+
+        Raises:
+            NotFoundError: there is no such table or version.
+        """
+        newest = self._open()
+        wanted = newest.version() if version is None else version
+        at = newest if wanted == newest.version() else self._open(wanted)
+        # The door's history() counts from the newest commit whatever version is loaded.
+        commit = newest.history(newest.version() - wanted + 1)[-1]
+        return self._describe(at, commit)
+
+    def _describe(self, at: DeltaTable, commit: Mapping[str, Any]) -> TableVersion:
+        return TableVersion(
+            table=self.name,
+            version=at.version(),
+            num_rows=at.count(),
+            committed_at=datetime.fromtimestamp(commit["timestamp"] / 1000, UTC),
+            operation=str(commit.get("operation", "UNKNOWN")).lower(),
+            metadata={
+                key.removeprefix(_METADATA): str(value)
+                for key, value in commit.items()
+                if key.startswith(_METADATA)
+            },
+        )
+
+    def history(self, limit: int | None = None) -> list[TableVersion]:
+        """Describe the versions, newest first."""
+        newest = self._open()
+        commits = newest.history(limit)
+        return [
+            self._describe(self._open(newest.version() - back), commit)
+            for back, commit in enumerate(commits)
+        ]
+
+    def scan(self, version: int | None = None) -> pl.LazyFrame:
+        """Read the table lazily, at the newest version or the one asked for."""
+        frame = pl.scan_delta(self._open(version))
+        return frame.drop(_HIDDEN & set(frame.collect_schema().names()))
+
+    def has_transaction(self, transaction: str) -> bool:
+        """Whether a commit with that app transaction is part of the table."""
+        return self.exists() and self._open().transaction_version(transaction) is not None
+
+    def statistics(self, version: int | None = None) -> list[ColumnStatistics]:
+        """What each column holds at that version; see `statistics` for what is exact."""
+        newest = self._open()
+        wanted = self._open(version).version()
+        parts: list[list[Summary]] = []
+        for commit in newest.history()[newest.version() - wanted :]:
+            part = commit.get(f"{_METADATA}{_STATISTICS_ID}")
+            if part is None:
+                # Another writer's commit has no summary: measure the version itself.
+                return [s.statistics() for s in self._measure(wanted)]
+            try:
+                parts.append(statistics.load(self.path / _STATISTICS_FOLDER / f"{part}.parquet"))
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise IntegrityError(
+                    f"the statistics {part} of table {self.name} are unreadable: {error}"
+                ) from error
+            if commit.get("operationParameters", {}).get("mode") == "Overwrite":
+                break
+        # Oldest first, so that the columns stand in the order in which they were written.
+        return [summary.statistics() for summary in statistics.merge(parts[::-1])]
+
+    def _measure(self, version: int) -> list[Summary]:
+        return statistics.summarize(self.scan(version).collect_batches(chunk_size=1 << 18))
+
+    def commit(
+        self,
+        data: pl.DataFrame | pa.RecordBatchReader,
+        *,
+        mode: Mode,
+        partition_by: Literal["day", "month"] | None = None,
+        event_time: str | None = None,
+        transactions: Mapping[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> TableVersion:
+        """Write one new version, whole or not at all.
+
+        Args:
+            data: a frame, or a stream that is written without holding all of it.
+            mode: append adds rows of the same columns; overwrite replaces rows and columns.
+            partition_by: how the files are split by `event_time`; both or neither.
+            event_time: a `Datetime("us", "UTC")` column.
+            transactions: app transactions; if the table has one of them, nothing is written and
+                the newest version comes back.
+            metadata: kept with the version.
+
+        Raises:
+            DataError: the columns are not those of the table, or of a type it cannot keep.
+            BusyError: another writer held the table for ten minutes, or came in between.
+        """
+        batches, schema = _frames(data)
+        schema = pl.Schema({name: _storable(name, dtype) for name, dtype in schema.items()})
+        if (partition_by is None) != (event_time is None):
+            raise DataError("a partition needs the event time's column, and the other way round")
+        partition = _PARTITIONS[partition_by] if partition_by else None
+        part = uuid.uuid4().hex
+        transactions = dict(transactions or {})
+        with exclusive(self._lock_path, what=f"table {self.name}", wait_s=_WAIT_S):
+            existing = self._open() if self.exists() else None
+            if existing is not None:
+                if any(existing.transaction_version(name) is not None for name in transactions):
+                    return self.latest()
+                if mode == "append":
+                    schema = self._check_columns(existing, schema, partition)
+            stream = _Stream(
+                batches, schema, partition, event_time, self.path / _STATISTICS_FOLDER, part
+            )
+            try:
+                write_deltalake(
+                    existing or str(self.path),
+                    stream.reader(),
+                    mode=mode,
+                    schema_mode="overwrite" if mode == "overwrite" else None,
+                    partition_by=[partition[0]] if partition else None,
+                    configuration=_CONFIGURATION if existing is None else None,
+                    writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+                    commit_properties=CommitProperties(
+                        custom_metadata={
+                            f"{_METADATA}{key}": value
+                            for key, value in {**(metadata or {}), _STATISTICS_ID: part}.items()
+                        },
+                        app_transactions=[Transaction(k, v) for k, v in transactions.items()],
+                    ),
+                )
+            except CommitFailedError as error:
+                raise BusyError(
+                    f"another writer changed table {self.name} in between", next_step="try again"
+                ) from error
+            except DeltaError as error:
+                if stream.failure is not None:
+                    raise stream.failure from error
+                raise DataError(f"table {self.name} cannot take this: {error}") from error
+            return self.latest()
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path.parent / f".{self.path.name}.lock"
+
+    def _check_columns(
+        self, existing: DeltaTable, schema: pl.Schema, partition: tuple[str, str] | None
+    ) -> pl.Schema:
+        stored = pl.scan_delta(existing).collect_schema()
+        hidden = [name for name in stored if name in _HIDDEN]
+        if hidden != ([partition[0]] if partition else []):
+            raise DataError(
+                f"table {self.name} is split by {hidden or 'nothing'}, the new rows by "
+                f"{partition[0] if partition else 'nothing'}"
+            )
+        wanted = pl.Schema({k: v for k, v in stored.items() if k not in _HIDDEN})
+        if dict(schema) != dict(wanted):
+            differing = sorted(
+                name
+                for name in schema.keys() | wanted.keys()
+                if schema.get(name) != wanted.get(name)
+            )
+            raise DataError(
+                f"the new rows differ from table {self.name} in "
+                + ", ".join(f"{name} ({schema.get(name, 'absent')})" for name in differing),
+                allowed=", ".join(f"{name} ({wanted.get(name, 'absent')})" for name in differing),
+            )
+        return wanted
+
+
+def _frames(
+    data: pl.DataFrame | pa.RecordBatchReader,
+) -> tuple[Iterator[pl.DataFrame], pl.Schema]:
+    if isinstance(data, pl.DataFrame):
+        return iter([data]), data.schema
+    empty = pl.DataFrame(pl.from_arrow(data.schema.empty_table()))
+    frames = (pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch]))) for batch in data)
+    return frames, empty.schema
+
+
+def _storable(name: str, dtype: pl.DataType) -> pl.DataType:
+    """The type that the table keeps instead, without loss; times are microseconds in UTC."""
+    if isinstance(dtype, pl.Datetime):
+        return pl.Datetime("us", "UTC")
+    if dtype in (pl.Categorical, pl.Enum):
+        return pl.String()
+    if dtype in (pl.UInt8, pl.UInt16, pl.UInt32):
+        return pl.Int64()
+    if dtype in (pl.UInt64, pl.Null, pl.Object, pl.Time, pl.Duration):
+        raise DataError(
+            f"column {name!r} is {dtype}, which no table keeps",
+            next_step="cast it to a signed integer, a float, a string or a timestamp",
+        )
+    return dtype
+
+
+class _Stream:
+    """Hands frames to the writer, takes their statistics, and keeps what its source raised."""
+
+    def __init__(
+        self,
+        frames: Iterator[pl.DataFrame],
+        schema: pl.Schema,
+        partition: tuple[str, str] | None,
+        event_time: str | None,
+        folder: Path,
+        part: str,
+    ) -> None:
+        self.failure: BaseException | None = None
+        self._frames = frames
+        self._schema = schema
+        self._partition = partition
+        self._event_time = event_time
+        self._statistics_path = folder / f"{part}.parquet"
+
+    def reader(self) -> pa.RecordBatchReader:
+        empty = self._with_partition(pl.DataFrame(schema=self._schema))
+        schema = empty.to_arrow().schema
+        return pa.RecordBatchReader.from_batches(schema, self._batches())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        summaries: dict[str, Summary] = {}
+        statistics.update(summaries, pl.DataFrame(schema=self._schema))
+        try:
+            for frame in self._frames:
+                typed = self._typed(frame)
+                statistics.update(summaries, typed)
+                yield from self._with_partition(typed).to_arrow().to_batches()
+            # Must be on disk before the commit that names it, which follows this stream's end.
+            statistics.store(summaries.values(), self._statistics_path)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def _typed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        columns = []
+        for name, dtype in self._schema.items():
+            column = pl.col(name)
+            given = frame.schema[name]
+            if isinstance(given, pl.Datetime) and given.time_zone is None:
+                column = column.dt.replace_time_zone("UTC")
+            columns.append(column if given == dtype else column.cast(dtype))
+        return frame.select(columns)
+
+    def _with_partition(self, frame: pl.DataFrame) -> pl.DataFrame:
+        if self._partition is None or self._event_time is None:
+            return frame
+        name, form = self._partition
+        return frame.with_columns(pl.col(self._event_time).dt.strftime(form).alias(name))
+
+
+def at_path(path: str | Path) -> TableFolder:
+    """Find the folder of a table by its path; it need not exist."""
+    return TableFolder(Path(path), Path(path).name)
+
+
+def folder(settings: Settings, table: str) -> TableFolder:
+    """Find the folder of the table `<use case>.<name>`; it need not exist."""
+    use_case, name = split_name(table)
+    return TableFolder(settings.table_path(use_case, name), table)
+
+
+def list_tables(settings: Settings) -> list[str]:
+    """Name every table that has a version."""
+    root = settings.storage_path / "tables"
+    return sorted(
+        f"{path.parent.parent.name}.{path.parent.name}" for path in root.glob("*/*/_delta_log")
+    )
+
+
+def exists(settings: Settings, table: str) -> bool:
+    """Whether the table has a version."""
+    return folder(settings, table).exists()
+
+
+def _existing(settings: Settings, table: str) -> TableFolder:
+    found = folder(settings, table)
+    if not found.exists():
+        raise unknown_name("table", table, list_tables(settings))
+    return found
+
+
+def latest(settings: Settings, table: str, version: int | None = None) -> TableVersion:
+    """Describe the newest version of a table, or the one asked for.
+
+    Raises:
+        NotFoundError: there is no such table or version.
+    """
+    return _existing(settings, table).latest(version)
+
+
+def scan(settings: Settings, table: str, *, version: int | None = None) -> pl.LazyFrame:
+    """Read a table lazily, at its newest version or the one asked for.
+
+    Raises:
+        NotFoundError: there is no such table or version.
+    """
+    return _existing(settings, table).scan(version)
+
+
+def history(settings: Settings, table: str, limit: int | None = None) -> list[TableVersion]:
+    """Describe a table's versions, newest first."""
+    return _existing(settings, table).history(limit)
+
+
+def column_statistics(
+    settings: Settings, table: str, *, version: int | None = None
+) -> list[ColumnStatistics]:
+    """What each column of a table holds at a version."""
+    return _existing(settings, table).statistics(version)
+
+
+def commit(
+    settings: Settings,
+    table: str,
+    data: pl.DataFrame | pa.RecordBatchReader,
+    *,
+    mode: Mode,
+    partition_by: Literal["day", "month"] | None = None,
+    event_time: str | None = None,
+    transactions: Mapping[str, int] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> TableVersion:
+    """Write one new version of a table, whole or not at all; see `TableFolder.commit`."""
+    return folder(settings, table).commit(
+        data,
+        mode=mode,
+        partition_by=partition_by,
+        event_time=event_time,
+        transactions=transactions,
+        metadata=metadata,
+    )
+
+
+def exists_path(path: str | Path) -> bool:
+    """Whether the folder is a table."""
+    return at_path(path).exists()
+
+
+def scan_path(path: str | Path, *, version: int | None = None) -> pl.LazyFrame:
+    """Read the table in a folder lazily, for those who have no project around it."""
+    return at_path(path).scan(version)
+
+
+def append_path(path: str | Path, data: pl.DataFrame) -> TableVersion:
+    """Append to the table in a folder, which is made when absent."""
+    return at_path(path).commit(data, mode="append")
