@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from feast import FeatureView, Field, OnDemandFeatureView, RequestSource
+from feast import Entity, FeatureView, Field, OnDemandFeatureView, RequestSource
 from feast.transformation.python_transformation import PythonTransformation
 from feast.types import Float64, Int64, UnixTimestamp
 
@@ -17,7 +17,7 @@ from penstock.features.delta_source import DeltaSource
 WIDEST = max(WIDTHS.values())
 
 
-def window_view(table: FeatureTable, entity, name: str, ttl: timedelta) -> FeatureView:
+def window_view(table: FeatureTable, entity: Entity, name: str, ttl: timedelta) -> FeatureView:
     """A view of every feature of the table; counts are whole numbers."""
     (join_key,) = table.windows.entity
     features = [
