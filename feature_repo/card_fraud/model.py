@@ -47,8 +47,10 @@ model = Model(
         "logistic_regression": LogisticRegression(),
         "decision_tree": DecisionTree(max_depth=2),
         "random_forest": RandomForest(num_cpus=2),
-        "xgboost": XGBoost(),
-        "mlp": TorchMLP(hidden_sizes=(500,), num_epochs=20, batch_size=64, learning_rate=1e-4),
+        # The published numbers come from an XGBoost that started from 0.5 and tried every
+        # threshold; both defaults have changed since.
+        "xgboost": XGBoost(initial_score=0.5, max_bins=4096),
+        "mlp": TorchMLP(hidden_sizes=(64, 64), num_epochs=15, batch_size=256, learning_rate=2e-3),
     },
     default_estimator="xgboost",
     metrics=(

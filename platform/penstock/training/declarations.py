@@ -194,6 +194,10 @@ class XGBoost(_Distributed):
     num_rounds: int = Field(default=100, ge=1)
     max_depth: int = Field(default=6, ge=1)
     learning_rate: float = Field(default=0.3, gt=0)
+    max_bins: int = Field(default=256, ge=2)
+    """Candidate thresholds per feature."""
+    initial_score: float | None = Field(default=None, gt=0, lt=1)
+    """The score that boosting starts from; None: the share of positives."""
     min_child_weight: float = Field(default=1.0, ge=0)
     subsample: float = Field(default=1.0, gt=0, le=1)
     column_sample_by_tree: float = Field(default=1.0, gt=0, le=1)
@@ -201,16 +205,17 @@ class XGBoost(_Distributed):
 
 class _TorchTraining(_Distributed):
     num_epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=256, ge=1)
     """Rows of one optimiser step, all workers together."""
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Where Adam starts; it falls to zero along half a cosine."""
 
 
 class TorchMLP(_TorchTraining):
     """A feed-forward net: linear layers with ReLU between, trained by Adam."""
 
     kind: Literal["torch_mlp"] = "torch_mlp"
-    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (500,)
+    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -275,7 +280,7 @@ class ServingPolicy(Record):
     """Requests in flight at one replica."""
     max_queued_requests: int = Field(default=512, ge=1)
     """Requests that wait for a replica; one more is answered 503."""
-    max_batch_size: int = Field(default=64, ge=1)
+    max_batch_size: int = Field(default=256, ge=1)
     batch_wait_s: float = Field(default=0.0, ge=0)
     max_rows_per_request: int = Field(default=1000, ge=1)
 

@@ -1,0 +1,91 @@
+"""Runs a training function on Ray Train's workers."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from penstock.errors import PenstockError, TrainingDataError
+from penstock.settings import export_environment
+from penstock.training.declarations import TorchMLP, TorchModule, XGBoost
+from penstock.training.estimators.base import FitJob, Labels, Scaled
+
+DIVERGED = "diverged_at"
+"""The key under which a worker returns the epoch whose loss was not finite."""
+
+# Every fit ends on a tick of the controller's health check, which is 2 s apart by default.
+_CONTROLLER_ENVIRONMENT: dict[str, str | None] = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+
+
+def run(
+    trainer: Callable[..., Any],
+    worker: Callable[[dict[str, Any]], Any],
+    config: XGBoost | TorchMLP | TorchModule,
+    scaled: Scaled,
+    labels: Labels,
+    job: FitJob,
+    *,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Run `worker` on every worker and give what the first one returned.
+
+    A lost worker is replaced up to `config.max_failures` times, and so is a lost driver when the
+    same job runs again: both go on from the last checkpoint.
+
+    Raises:
+        TrainingDataError: the loss was not finite.
+        PenstockError: training failed, after all allowed failures.
+    """
+    use_gpu = has_gpus(config.num_workers)
+    export_environment(_CONTROLLER_ENVIRONMENT)
+    fit = trainer(
+        worker,
+        train_loop_config={
+            "scaled": ray.put(scaled),
+            "labels": ray.put(labels),
+            "config": config,
+            "use_gpu": use_gpu,
+            **extra,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.num_cpus_per_worker, "GPU": int(use_gpu)}
+            if use_gpu
+            else {"CPU": config.num_cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=job.name,
+            storage_path=str(job.checkpoints),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        result = fit.fit()
+    except TrainingFailedError as error:
+        raise PenstockError(
+            f"training failed: {_cause(error)}",
+            next_step="read the workers' logs in the Ray dashboard, under Jobs",
+        ) from error
+    returned: dict[str, Any] = dict(result.return_value or {})
+    if DIVERGED in returned:
+        raise TrainingDataError(
+            f"the loss was not a finite number in epoch {returned[DIVERGED]}",
+            next_step="lower learning_rate in model.py, or look for extreme feature values",
+        )
+    return returned
+
+
+def has_gpus(num_workers: int) -> bool:
+    """Say whether Ray has a GPU for each worker."""
+    return bool(ray.cluster_resources().get("GPU", 0) >= num_workers)  # type: ignore[no-untyped-call]  # Ray left it so
+
+
+def _cause(error: TrainingFailedError) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    first = next(iter(failures.values()), error)
+    lines = [line for line in str(first).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(first).__name__

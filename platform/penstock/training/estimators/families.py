@@ -1,0 +1,69 @@
+"""Picks the family of a declared estimator; only the chosen one's library is imported."""
+
+from pathlib import Path
+
+from penstock.errors import IntegrityError
+from penstock.training.declarations import (
+    DecisionTree,
+    Estimator,
+    LogisticRegression,
+    RandomForest,
+    TorchMLP,
+    TorchModule,
+    XGBoost,
+)
+from penstock.training.estimators.base import FitJob, Fitted, Labels, NativeModel, Scaled
+
+
+def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
+    """Fit the estimator on Ray.
+
+    Args:
+        config: the declared estimator.
+        scaled: float32 [n, F], filled and standardised.
+        labels: [n], 0 or 1.
+        job: where checkpoints go.
+    """
+    match config:
+        case LogisticRegression() | DecisionTree() | RandomForest():
+            from penstock.training.estimators import scikit
+
+            return scikit.fit(config, scaled, labels)
+        case XGBoost():
+            from penstock.training.estimators import xgboost_trees
+
+            return xgboost_trees.fit(config, scaled, labels, job)
+        case TorchMLP() | TorchModule():
+            from penstock.training.estimators import torch_nets
+
+            return torch_nets.fit(config, scaled, labels, job)
+
+
+def load(family: str, folder: Path) -> NativeModel:
+    """Read a native model back from its folder.
+
+    Raises:
+        IntegrityError: there is no such family.
+    """
+    match family:
+        case "linear":
+            from penstock.training.estimators.scikit import LinearModel
+
+            return LinearModel.load(folder)
+        case "forest":
+            from penstock.training.estimators.scikit import Forest
+
+            return Forest.load(folder)
+        case "xgboost":
+            from penstock.training.estimators.xgboost_trees import BoostedTrees
+
+            return BoostedTrees.load(folder)
+        case "torch":
+            from penstock.training.estimators.torch_nets import TorchNet
+
+            return TorchNet.load(folder)
+    raise IntegrityError(
+        f"{folder} holds a model of the unknown family {family!r}",
+        allowed="linear, forest, xgboost or torch",
+        next_step="read it with the version of Penstock that wrote it",
+    )

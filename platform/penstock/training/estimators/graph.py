@@ -1,0 +1,104 @@
+"""Builds the one ONNX graph that is served: fill, standardise, estimate."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from penstock.training.estimators.base import INPUT, OUTPUT
+from penstock.training.preprocessing import Preprocessing
+
+FEATURES = "features"
+"""The whole graph's input: float64 [n, F], NaN is missing."""
+_BATCH = "n"
+_MAIN_DOMAIN = ("", "ai.onnx")
+
+
+def score_from_probabilities(
+    model: onnx.ModelProto, probabilities: str, *, opset_of_added_nodes: int
+) -> onnx.ModelProto:
+    """Make the second column of a classifier's [n, 2] probabilities the graph's one output.
+
+    `opset_of_added_nodes` counts where the graph has only operators of other domains so far.
+    """
+    graph = model.graph
+    if not any(opset.domain in _MAIN_DOMAIN for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("", opset_of_added_nodes))
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.asarray(1, dtype=np.int64), "positive_class"),
+            numpy_helper.from_array(np.asarray([-1], dtype=np.int64), "flat"),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Gather", [probabilities, "positive_class"], ["positive"], axis=1),
+            helper.make_node("Reshape", ["positive", "flat"], [OUTPUT]),
+        ]
+    )
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [_BATCH]))
+    return drop_unused(model)
+
+
+def drop_unused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take out the nodes that no output needs, such as a classifier's labels."""
+    graph = model.graph
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= set(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    return model
+
+
+def assemble(preprocessing: Preprocessing, estimator: bytes) -> bytes:
+    """Put the preprocessing before the estimator's graph.
+
+    The preprocessing is written in the opset and IR version of the estimator's graph: two graphs
+    merge only where these agree.
+
+    Returns:
+        The serialised graph: `features` float64 [n, F] in, `score` float32 [n] out.
+    """
+    behind = onnx.load_from_string(estimator)
+    opset = next(o.version for o in behind.opset_import if o.domain in _MAIN_DOMAIN)
+    front = _preprocessing_graph(preprocessing, opset=opset, ir_version=behind.ir_version)
+    behind = compose.add_prefix(
+        behind, "estimator_", rename_inputs=False, rename_outputs=False, rename_value_infos=True
+    )
+    merged = compose.merge_models(front, behind, io_map=[("prepared", INPUT)])
+    del merged.graph.output[:]
+    merged.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [_BATCH]))
+    onnx.checker.check_model(merged)
+    serialised: bytes = merged.SerializeToString()
+    return serialised
+
+
+def _preprocessing_graph(
+    preprocessing: Preprocessing, *, opset: int, ir_version: int
+) -> onnx.ModelProto:
+    num_features = len(preprocessing.means)
+    nodes = [
+        helper.make_node("IsNaN", [FEATURES], ["missing"]),
+        helper.make_node("Where", ["missing", "means", FEATURES], ["filled"]),
+        helper.make_node("Sub", ["filled", "means"], ["centred"]),
+        helper.make_node("Div", ["centred", "scales"], ["standardised"]),
+        # The one rounding to float32; trees compare this very number with their thresholds.
+        helper.make_node("Cast", ["standardised"], ["prepared"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "preprocessing",
+        [helper.make_tensor_value_info(FEATURES, TensorProto.DOUBLE, [_BATCH, num_features])],
+        [helper.make_tensor_value_info("prepared", TensorProto.FLOAT, [_BATCH, num_features])],
+        [
+            numpy_helper.from_array(preprocessing.means, "means"),
+            numpy_helper.from_array(preprocessing.scales, "scales"),
+        ],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version
+    )
