@@ -23,7 +23,9 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _PREFIX = "PENSTOCK_"
 # Marks every process of a Ray that `penstock up` started, so that `down` stops those and no other.
 CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
-_VARIABLES_THAT_ARE_NO_SETTING = frozenset({CLUSTER_ID_VARIABLE})
+# Tells a job which request it answers, and that somebody reads its marker lines.
+REQUEST_ID_VARIABLE = "PENSTOCK_REQUEST_ID"
+_VARIABLES_THAT_ARE_NO_SETTING = frozenset({CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE})
 
 
 class _Section(BaseModel):
@@ -42,6 +44,8 @@ class RaySettings(_Section):
 
     address: str | None = None
     """A dashboard URL of another Ray, e.g. `http://head:8265`; None: the one of `penstock up`."""
+    token_path: str | None = None
+    """A file that holds the token of `address`; None: Ray's own places for one."""
     num_logical_cpus: int = Field(default=8, ge=1)
     """Slots for tasks and replicas of a local Ray; more than the cores, so nothing starves."""
     object_store_memory_bytes: int = Field(default=1 << 30, ge=80 << 20)
@@ -186,6 +190,20 @@ class Settings(BaseSettings):
             f"{_PREFIX}PROFILE": self.profile,
             f"{_PREFIX}STORAGE__ROOT": str(self.storage_path),
         }
+
+
+def inherited_environment() -> dict[str, str]:
+    """Copy the environment of this process, for a child to start from."""
+    return dict(os.environ)
+
+
+def export_environment(variables: Mapping[str, str | None]) -> None:
+    """Set variables that vendors read in this process; None removes one."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def find_project_root(start: Path) -> Path:

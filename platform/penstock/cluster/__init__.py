@@ -1,1 +1,1 @@
-"""The Ray that work runs on: ours on this machine, or another."""
+"""The Ray that work runs on: started here or found elsewhere, and the jobs sent to it."""
