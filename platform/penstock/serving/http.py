@@ -1,0 +1,180 @@
+"""What every served route shares: who may ask, how a body is read, how an answer is written.
+
+Plain ASGI, with no framework on the hot route: a framework's routing and validation cost more here
+than the prediction itself.
+"""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.errors import RequestError
+from penstock.serving.requests import too_large
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+_LOOPBACK_NAMES = frozenset({b"127.0.0.1", b"localhost", b"[::1]"})
+_RETRY_AFTER_S = b"1"
+# A refused body is read to its end, up to here, so that the client gets to read the answer.
+_MAX_DRAINED_BYTES = 64 << 20
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A finished answer."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def error_answer(error: RequestError, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+    """Write a refusal as `{code, message, path}`; ASCII, so any text of the caller's can stand."""
+    if error.status == 503:
+        headers = (*headers, (b"retry-after", _RETRY_AFTER_S))
+    body = json.dumps({"code": error.code, "message": error.message, "path": error.path})
+    return Answer(status=error.status, body=body.encode("ascii"), headers=headers)
+
+
+def method_answer(method: str, *allowed: str) -> Answer:
+    """Refuse a method that the path does not know."""
+    listed = ", ".join(allowed)
+    error = RequestError(
+        405, "method_not_allowed", f"{method} is not allowed here; use {listed}", path="$"
+    )
+    return error_answer(error, ((b"allow", listed.encode()),))
+
+
+def unknown_path(path: str) -> RequestError:
+    """Build the refusal of a path that nothing answers."""
+    return RequestError(404, "unknown_path", f"nothing is served at {path[:200]!a}")
+
+
+def only_header(headers: Headers, name: bytes) -> bytes | None:
+    """Give the header's value; None where it is absent or stands more than once."""
+    found = [value for key, value in headers if key == name]
+    return found[0] if len(found) == 1 else None
+
+
+def check_host(headers: Headers) -> None:
+    """Refuse requests that were sent to another name than this machine's loopback.
+
+    A web page whose name resolves to 127.0.0.1 (DNS rebinding) must not reach the models.
+
+    Raises:
+        RequestError: 421.
+    """
+    host = only_header(headers, b"host") or b""
+    name, _, port = host.rpartition(b":") if not host.endswith(b"]") else (host, b"", b"")
+    if not name:
+        name, port = host, b""
+    if name.lower() not in _LOOPBACK_NAMES or (port and not port.isdigit()):
+        raise RequestError(
+            421, "wrong_host", "this server answers only to 127.0.0.1, localhost and [::1]"
+        )
+
+
+def check_json(headers: Headers) -> None:
+    """Refuse a body that is not declared as plain JSON.
+
+    Raises:
+        RequestError: 415.
+    """
+    content_type = only_header(headers, b"content-type") or b""
+    if content_type != b"application/json":
+        kind, _, parameter = content_type.lower().partition(b";")
+        charset = parameter.strip().replace(b'"', b"")
+        if kind.strip() != b"application/json" or charset not in (b"", b"charset=utf-8"):
+            raise RequestError(
+                415, "wrong_content_type", "send Content-Type: application/json, in UTF-8"
+            )
+    encoding = only_header(headers, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() != b"identity":
+        raise RequestError(415, "wrong_content_encoding", "send the body uncompressed")
+
+
+async def read_body(headers: Headers, receive: Receive, *, max_bytes: int) -> bytes:
+    """Collect the body, in memory only up to `max_bytes`.
+
+    Raises:
+        RequestError: 413 where it is longer; 400 where the client left before its end.
+    """
+    declared = only_header(headers, b"content-length")
+    if declared is not None and declared.isdigit() and int(declared) > max_bytes:
+        await drain(receive)
+        raise too_large(max_bytes)
+    chunks: list[bytes] = []
+    num_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError(400, "unreadable", "the body ended too early")
+        chunk = message.get("body", b"")
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+            if message.get("more_body", False):
+                await drain(receive)
+            raise too_large(max_bytes)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def drain(receive: Receive) -> None:
+    """Read what is left of a body and forget it."""
+    num_bytes = 0
+    while num_bytes <= _MAX_DRAINED_BYTES:
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
+
+
+async def send_answer(send: Send, answer: Answer) -> None:
+    """Write the answer out."""
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [
+                (b"content-type", answer.content_type),
+                (b"content-length", b"%d" % len(answer.body)),
+                *answer.headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+async def run_lifespan(receive: Receive, send: Send) -> None:
+    """Take part in ASGI's start and stop; the work itself happens in the constructor."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+async def answer_safely(
+    handle: Callable[[Scope, Receive], Awaitable[Answer]], scope: Scope, receive: Receive
+) -> Answer:
+    """Run a handler so that whatever happens ends in an answer, never in a dead connection."""
+    try:
+        check_host(scope["headers"])
+        return await handle(scope, receive)
+    except RequestError as error:
+        return error_answer(error)
+    except Exception:
+        logger.exception("a request failed in %s", scope.get("path"))
+        fault = RequestError(503, "internal", "the server failed on this request; it is logged")
+        return error_answer(fault)

@@ -1,0 +1,88 @@
+"""What a replica counts about itself; Ray exports it with its own metrics, in Prometheus' form."""
+
+from collections import Counter as Tally
+from collections.abc import Sequence
+from typing import Any
+
+from ray.serve import metrics
+
+_LATENCY_BOUNDARIES_MS: list[float] = [
+    0.5,
+    1,
+    2,
+    3,
+    5,
+    7.5,
+    10,
+    15,
+    25,
+    50,
+    100,
+    250,
+    500,
+    1000,
+    5000,
+]
+_BATCH_BOUNDARIES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+PREFIX = "penstock_"
+
+
+class RequestMetrics:
+    """Requests by code, their latency, batch sizes and missing features of one model version."""
+
+    def __init__(self, model: str, version: int) -> None:
+        """Register the series of this model version."""
+        tags = {"model": model, "model_version": str(version)}
+        # Ray annotates tag_keys as a tuple of exactly one name, and takes any number.
+        keys: Any = ("model", "model_version")
+        self._requests = metrics.Counter(
+            f"{PREFIX}predict_requests",
+            description="Requests answered, by HTTP status.",
+            tag_keys=(*keys, "code"),
+        )
+        self._latency_ms = metrics.Histogram(
+            f"{PREFIX}predict_latency_ms",
+            description="Time in the replica from the request's head to its answer.",
+            boundaries=_LATENCY_BOUNDARIES_MS,
+            tag_keys=keys,
+        )
+        self._batch_requests = metrics.Histogram(
+            f"{PREFIX}predict_batch_requests",
+            description="Requests that were looked up and scored together.",
+            boundaries=_BATCH_BOUNDARIES,
+            tag_keys=keys,
+        )
+        self._rows = metrics.Counter(
+            f"{PREFIX}predict_rows", description="Rows scored.", tag_keys=keys
+        )
+        self._missing = metrics.Counter(
+            f"{PREFIX}predict_missing_features",
+            description="Feature values that the online store did not have.",
+            tag_keys=(*keys, "feature"),
+        )
+        for metric in (
+            self._requests,
+            self._latency_ms,
+            self._batch_requests,
+            self._rows,
+            self._missing,
+        ):
+            metric.set_default_tags(tags)
+        self._code_tags: dict[int, dict[str, str]] = {}
+
+    def count(self, status: int, latency_s: float) -> None:
+        """Count one answered request."""
+        tags = self._code_tags.setdefault(status, {"code": str(status)})
+        self._requests.inc(1, tags=tags)
+        self._latency_ms.observe(latency_s * 1000)
+
+    def count_batch(self, num_requests: int) -> None:
+        """Count one batch."""
+        self._batch_requests.observe(num_requests)
+
+    def count_rows(self, missing: Sequence[tuple[str, ...]]) -> None:
+        """Count scored rows, each given by the names of its missing features."""
+        self._rows.inc(len(missing))
+        tally = Tally(name for names in missing for name in names)
+        for name, number in tally.items():
+            self._missing.inc(number, tags={"feature": name})

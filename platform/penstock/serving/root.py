@@ -1,0 +1,125 @@
+"""The application at `/`: is the server alive, are the models ready, what do the metrics say.
+
+Whatever no model answers ends here too, so that an unknown model is a 404 in JSON.
+"""
+
+import asyncio
+import re
+import time
+import urllib.request
+from typing import Any
+
+import orjson
+import ray
+from ray import serve
+
+from penstock.errors import RequestError
+from penstock.serving import http
+
+ROOT_APP = "penstock"
+MODEL_PREFIX = "/v1/models/"
+_METRICS_KEPT = re.compile(rb"(?:# (?:HELP|TYPE) )?ray_(?:penstock|serve)_")
+_STATUS_AGE_S = 0.5
+_METRICS_TIMEOUT_S = 5.0
+
+
+class Root:
+    """Answers `/healthz`, `/readyz`, `/metrics` and `/v1/models`, and 404 for all else."""
+
+    def __init__(self) -> None:
+        """Prepare; nothing is loaded."""
+        self._applications: dict[str, str] = {}
+        self._looked_at_s = float("-inf")
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Hand Serve the plain ASGI application."""
+        return self.handle
+
+    async def handle(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await http.run_lifespan(receive, send)
+            return
+        await http.send_answer(send, await http.answer_safely(self._answer, scope, receive))
+
+    async def _answer(self, scope: http.Scope, receive: http.Receive) -> http.Answer:
+        path = scope["path"]
+        handlers = {
+            "/healthz": self._health,
+            "/readyz": self._ready,
+            "/metrics": self._metrics,
+            "/v1/models": self._models,
+        }
+        if path not in handlers:
+            await http.drain(receive)
+            raise _unknown(path)
+        if scope["method"] not in ("GET", "HEAD"):
+            return http.method_answer(scope["method"], "GET")
+        return await handlers[path]()
+
+    async def _health(self) -> http.Answer:
+        return http.Answer(status=200, body=b'{"status":"ok"}')
+
+    async def _ready(self) -> http.Answer:
+        applications = await self._models_by_status()
+        waiting = [
+            f"{name} is {status}" for name, status in applications.items() if status != "RUNNING"
+        ]
+        if waiting or not applications:
+            raise RequestError(503, "not_ready", ", ".join(waiting) or "no model is deployed")
+        return http.Answer(status=200, body=orjson.dumps({"ready": True, "models": applications}))
+
+    async def _models(self) -> http.Answer:
+        return http.Answer(
+            status=200, body=orjson.dumps({"models": await self._models_by_status()})
+        )
+
+    async def _models_by_status(self) -> dict[str, str]:
+        if time.monotonic() - self._looked_at_s > _STATUS_AGE_S:
+            status = await asyncio.to_thread(serve.status)
+            self._applications = {
+                name: str(application.status.value)
+                for name, application in status.applications.items()
+                if name != ROOT_APP
+            }
+            self._looked_at_s = time.monotonic()
+        return self._applications
+
+    async def _metrics(self) -> http.Answer:
+        text = await asyncio.to_thread(_scrape)
+        return http.Answer(status=200, body=text, content_type=b"text/plain; version=0.0.4")
+
+
+def _unknown(path: str) -> RequestError:
+    model, slash, rest = path.removeprefix(MODEL_PREFIX).partition("/")
+    if path.startswith(MODEL_PREFIX) and slash and rest:
+        return RequestError(404, "unknown_model", f"no model named {model[:100]!a} is served")
+    return http.unknown_path(path)
+
+
+def _scrape() -> bytes:
+    """Collect the serving metrics of every live node; each node's agent exports its own."""
+    kept: dict[bytes, None] = {}
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray types it not
+    for node in nodes:
+        if not node["Alive"] or not node.get("MetricsExportPort"):
+            continue
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(url, timeout=_METRICS_TIMEOUT_S) as page:
+            # The same HELP and TYPE lines come from each node and may stand once only.
+            kept.update(
+                dict.fromkeys(
+                    line for line in page.read().split(b"\n") if _METRICS_KEPT.match(line)
+                )
+            )
+    ordered: list[bytes] = sorted(kept, key=_family)
+    return b"\n".join(ordered) + b"\n"
+
+
+def _family(line: bytes) -> tuple[bytes, int]:
+    """Order lines by metric, with HELP and TYPE before the samples."""
+    words = line.split(b" ", 3)
+    if line.startswith(b"#"):
+        return words[2], 0 if words[1] == b"HELP" else 1
+    name = re.split(rb"[{ ]", line, maxsplit=1)[0]
+    return re.sub(rb"_(?:bucket|sum|count)$", b"", name), 2

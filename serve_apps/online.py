@@ -1,0 +1,102 @@
+"""The applications that Serve runs: one per model, and the small one at `/`. Wiring only.
+
+`penstock deploy` calls these builders. By hand, on a Ray that has Penstock installed:
+`serve run serve_apps.online:build model=… version=… digest=… package_path=…`.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+
+from penstock.serving.replica import MAX_REQUESTS_IN_SERVE, Replica, ReplicaArguments
+from penstock.serving.root import Root
+
+_LOGGING = LoggingConfig(enable_access_log=False)
+# Serve must not stop a replica before its ingress has drained.
+_GRACEFUL_SHUTDOWN_S = 10.0
+
+
+class OnlineArguments(BaseModel):
+    """What one model's application is built from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    version: int
+    digest: str
+    package_path: str
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: int = Field(default=64, ge=1)
+    num_cpus_per_replica: float = Field(default=1.0, gt=0)
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+
+
+class RootArguments(BaseModel):
+    """What the application at `/` is built from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+
+
+def build(arguments: OnlineArguments) -> Application:
+    """Build the application of one model version."""
+    scaling: dict[str, Any] = {"num_replicas": arguments.min_replicas}
+    if arguments.max_replicas > arguments.min_replicas:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=arguments.min_replicas,
+                max_replicas=arguments.max_replicas,
+                target_ongoing_requests=arguments.target_ongoing_requests,
+            )
+        }
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="replica",
+        # The replica counts for itself and refuses in JSON; Serve's own limit stays out of reach.
+        max_ongoing_requests=MAX_REQUESTS_IN_SERVE,
+        # A redeploy starts the new replicas first: otherwise one replica means seconds of nothing.
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=5.0,
+        health_check_timeout_s=10.0,
+        logging_config=_LOGGING,
+        ray_actor_options={
+            "num_cpus": arguments.num_cpus_per_replica,
+            "runtime_env": arguments.runtime_env,
+        },
+        **scaling,
+    )
+    replica = ReplicaArguments(
+        model=arguments.model,
+        version=arguments.version,
+        digest=arguments.digest,
+        package_path=arguments.package_path,
+        max_body_bytes=arguments.max_body_bytes,
+    )
+    return deployment.bind(replica.model_dump())
+
+
+def build_root(arguments: RootArguments) -> Application:
+    """Build the application at `/`."""
+    return serve.deployment(
+        serve.ingress()(Root),
+        name="root",
+        max_ongoing_requests=256,
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=_LOGGING,
+        ray_actor_options={"num_cpus": 0.1, "runtime_env": arguments.runtime_env},
+    ).bind()
