@@ -170,9 +170,10 @@ def _inside_a_job() -> bool:
 
 def _refresh_what_ray_read_on_import() -> None:
     """Let an already imported Ray (a test, a notebook) see the variables that we just set."""
+    from ray import _raylet
     from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config
 
     ray_constants.ENABLE_RAY_CLUSTER = False
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    core: Any = _raylet  # a compiled module; its stub leaves these two out
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()

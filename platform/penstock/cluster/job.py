@@ -33,7 +33,7 @@ _EXIT_AFTER_SIGTERM = 128 + signal.SIGTERM
 class RunningJob:
     """What a job's code works with."""
 
-    def __init__(self, name: str, settings: Settings, request_id: str, report: "Reporter"):
+    def __init__(self, name: str, settings: Settings, request_id: str, report: "Reporter") -> None:
         self.name = name
         self.settings = settings
         self.request_id = request_id
@@ -50,7 +50,7 @@ class RunningJob:
 class Reporter:
     """Writes a job's messages to its log: as marker lines for a command, as text for a person."""
 
-    def __init__(self, *, for_machine: bool, write: Callable[[str], None] | None = None):
+    def __init__(self, *, for_machine: bool, write: Callable[[str], None] | None = None) -> None:
         self._for_machine = for_machine
         self._write = write or _write_line
         self._started_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""A Ray on this machine that is ours alone: started by `up`, found by `current`, ended by `down`."""
+"""A Ray on this machine that is ours alone: `up` starts, `current` finds, `down` ends it."""
 
 import hashlib
 import os
@@ -63,7 +63,7 @@ class LocalCluster(Record):
 
 
 def cluster_id(settings: Settings) -> str:
-    """Name the Ray of this storage and this user: the same after any crash, so it is found again."""
+    """Name the Ray of this storage and this user; the same after a crash, so it is found again."""
     owner = f"{os.getuid()}:{settings.storage_path}"
     return hashlib.sha256(owner.encode()).hexdigest()[:8]
 
@@ -194,18 +194,21 @@ def _make_private(folder: Path) -> Path:
     return folder
 
 
+_NOT_FOR_OURS = (
+    "PENSTOCK_PROJECT_ROOT",
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_AUTH_TOKEN",
+)
+
+
 def _environment(
     settings: Settings, token_path: Path, folder: Path, dashboard_metrics_port: int
 ) -> dict[str, str]:
     environment = inherited_environment()
     # A job reads the settings of the copy that it was sent, not those of this folder; and another
     # Ray's address or token must not leak into ours.
-    for name in (
-        "PENSTOCK_PROJECT_ROOT",
-        "RAY_ADDRESS",
-        "RAY_API_SERVER_ADDRESS",
-        "RAY_AUTH_TOKEN",
-    ):
+    for name in _NOT_FOR_OURS:
         environment.pop(name, None)
     own_bin = str(Path(sys.executable).parent)
     return environment | {

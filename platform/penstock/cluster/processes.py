@@ -7,7 +7,7 @@ import psutil
 
 from penstock.settings import CLUSTER_ID_VARIABLE
 
-_TERM_WAIT_S = 4.0
+_TERM_WAIT_S = 2.0
 
 
 def find(cluster_id: str) -> list[psutil.Process]:

@@ -1,0 +1,36 @@
+"""Fixtures for every test: one project and one Ray for the whole run, and the servers."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from penstock.cluster import local
+from penstock.cluster.local import LocalCluster
+from projects import Completed, Project
+from servers import postgres, redis_server
+
+__all__ = ["penstock", "postgres", "project", "ray_cluster", "redis_server"]
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """This repository with a storage root of the test run's own; nothing runs yet."""
+    return Project(storage=tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(project: Project) -> Iterator[LocalCluster]:
+    """The one Ray of the test run, taken down at its end whatever happened."""
+    try:
+        project.must("up")
+        cluster = local.current(project.settings)
+        assert cluster is not None
+        yield cluster
+    finally:
+        local.down(project.settings)
+
+
+@pytest.fixture(scope="session")
+def penstock(project: Project) -> Callable[..., Completed]:
+    """Run `penstock …` on the session's project; gives exit code, stdout and stderr."""
+    return project.run
