@@ -1,7 +1,119 @@
-"""Commands to come."""
+"""Deploy a model, ask it, and take it down again."""
+
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
+from penstock.cli.output import JsonFlag, emit, stderr
+
+UseCase = Annotated[str, typer.Argument(help="The use case, a folder of the feature repo.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's commands."""
+    """Add `deploy`, `undeploy` and `predict`."""
+    app.command()(deploy)
+    app.command()(undeploy)
+    app.command()(predict)
+
+
+def deploy(
+    use_case: UseCase,
+    version: Annotated[
+        int | None, typer.Option(help="The model version; without it, the champion.", min=1)
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Serve a model version; the one before answers until the new one does."""
+    from penstock.registry.versions import resolve
+    from penstock.serving.deploy import deploy as deploy_version
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+
+    settings = load_settings()
+    wanted = resolve(settings, load_model(settings, use_case).name, version)
+    console = stderr()
+    with console.status("") as status:
+        deployment = deploy_version(settings, wanted, report=lambda what: status.update(what))
+    example = _example(deployment.url, deployment.model)
+
+    def render(out: Console) -> None:
+        out.print(f"{deployment.model} version {deployment.version} answers at")
+        out.print(deployment.predict_url, soft_wrap=True)
+        out.print("\nTry it:")
+        # Copied into a shell, so it must not be wrapped or read as markup.
+        out.print(
+            f"curl -sS {deployment.predict_url} -H 'Content-Type: application/json' -d '{example}'",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+
+    result = deployment.model_dump(mode="json") | {"example": example}
+    emit(result, as_json=as_json, render=render)
+
+
+def undeploy(use_case: UseCase, as_json: JsonFlag = False) -> None:
+    """Stop serving a use case's model."""
+    from penstock.serving.deploy import undeploy as undeploy_model
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+
+    settings = load_settings()
+    model = load_model(settings, use_case).name
+    served = undeploy_model(settings, model)
+    emit(
+        {"model": model, "was_served": served},
+        as_json=as_json,
+        render=lambda out: out.print(
+            f"{model} is no longer served" if served else f"{model} was not served"
+        ),
+    )
+
+
+def predict(
+    use_case: UseCase,
+    rows: Annotated[
+        str,
+        typer.Argument(
+            help="One row as a JSON object, an array of rows, or a whole request; - reads stdin."
+        ),
+    ],
+    version: Annotated[
+        int | None, typer.Option(help="Insist on this model version.", min=1)
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask the deployed model for scores."""
+    from penstock.serving.client import predict as ask
+    from penstock.serving.deploy import serving_url
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+
+    settings = load_settings()
+    text = typer.get_text_stream("stdin").read() if rows == "-" else rows
+    model = load_model(settings, use_case).name
+    answer = ask(serving_url(settings), model, text, version=version)
+    emit(answer, as_json=as_json, render=lambda out: _render_answer(out, answer))
+
+
+def _render_answer(out: Console, answer: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{answer['model']} version {answer['version']}")
+    for column in ("score", "label", "missing features", "prediction"):
+        table.add_column(column, justify="right" if column in ("score", "label") else "left")
+    for prediction in answer["predictions"]:
+        table.add_row(
+            f"{prediction['score']:.6f}",
+            str(prediction.get("label", "")),
+            ", ".join(prediction["missing"]) or "none",
+            prediction["prediction_id"],
+        )
+    out.print(table)
+
+
+def _example(url: str, model: str) -> str:
+    from penstock.serving.client import describe, example_body
+
+    return example_body(describe(url, model)["request_fields"])

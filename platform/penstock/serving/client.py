@@ -1,0 +1,97 @@
+"""The plain HTTP client of a deployed model, for the command line and scripts."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from penstock.errors import ClusterError, NotFoundError, PenstockError, RequestError
+
+_TIMEOUT_S = 30.0
+_EXAMPLES = {
+    "int64": 1,
+    "float64": 12.5,
+    "bool": True,
+    "string": "text",
+    "timestamp": "2018-08-08T10:00:00Z",
+}
+
+
+def describe(url: str, model: str) -> dict[str, Any]:
+    """Read what a deployed model takes and which version it is.
+
+    Raises:
+        NotFoundError: the model is not served.
+        ClusterError: nothing answers there.
+    """
+    return _ask(urllib.request.Request(f"{url}/v1/models/{model}"))  # noqa: S310 - our own server
+
+
+def predict(url: str, model: str, text: str, *, version: int | None = None) -> dict[str, Any]:
+    """Send rows to a deployed model.
+
+    Args:
+        url: where Serve listens.
+        model: the model's name.
+        text: JSON: one row, an array of rows, or a whole request with its key `rows`.
+        version: the version that must answer; None: whichever is deployed.
+
+    Raises:
+        RequestError: the text is no JSON, or the server refuses it.
+        NotFoundError: the model or the version is not served.
+        ClusterError: nothing answers there.
+    """
+    path = f"/v1/models/{model}" + (f"/versions/{version}" if version else "") + "/predict"
+    request = urllib.request.Request(  # noqa: S310 - our own server
+        url + path, data=_as_request(text), headers={"Content-Type": "application/json"}
+    )
+    return _ask(request)
+
+
+def example_body(fields: Sequence[dict[str, Any]]) -> str:
+    """Write a request with one row of made-up values, to start from."""
+    return json.dumps({"rows": [{field["name"]: _EXAMPLES[field["dtype"]] for field in fields}]})
+
+
+def _as_request(text: str) -> bytes:
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise RequestError(400, "unreadable", f"the rows are not JSON: {error}") from None
+    # The server is to judge the caller's own text: writing it anew would hide a key given twice.
+    if isinstance(given, list):
+        text = f'{{"rows":{text}}}'
+    elif isinstance(given, dict) and "rows" not in given:
+        text = f'{{"rows":[{text}]}}'
+    return text.encode("utf-8", errors="surrogatepass")
+
+
+def _ask(request: urllib.request.Request) -> dict[str, Any]:
+    # Loopback never goes through a company's proxy.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_TIMEOUT_S) as page:
+            return dict(json.load(page))
+    except urllib.error.HTTPError as error:
+        raise _explain(error) from None
+    except OSError as error:
+        raise ClusterError(
+            f"nothing answers at {request.host}: {error}",
+            next_step="run `penstock up`, then `penstock deploy`",
+        ) from None
+    except ValueError as error:
+        raise ClusterError(f"{request.full_url} does not answer in JSON: {error}") from None
+
+
+def _explain(error: urllib.error.HTTPError) -> PenstockError:
+    try:
+        document = json.load(error)
+        code, message, path = (str(document[key]) for key in ("code", "message", "path"))
+    except (ValueError, KeyError, TypeError):
+        return ClusterError(f"{error.url} answers {error.code} and no JSON")
+    if error.code == 404:
+        return NotFoundError(message, next_step="see `penstock status` for what is deployed")
+    if error.code >= 500:
+        return ClusterError(f"{message} ({error.code} {code})", next_step="try again in a moment")
+    return RequestError(error.code, code, f"{message} ({error.code} at {path})", path=path)
