@@ -6,7 +6,7 @@ commit a no-op, atomically with the data, so that repeating work after a crash a
 """
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +26,12 @@ from penstock.settings import Settings
 from penstock.use_cases import split_name
 
 Mode = Literal["append", "overwrite"]
+PartitionBy = Literal["day", "month"]
 # The hidden column that splits the stored files, by what it is derived from.
-_PARTITIONS = {"day": ("__day", "%Y-%m-%d"), "month": ("__month", "%Y-%m")}
+_PARTITIONS: dict[PartitionBy, tuple[str, str]] = {
+    "day": ("__day", "%Y-%m-%d"),
+    "month": ("__month", "%Y-%m"),
+}
 _HIDDEN = frozenset(column for column, _ in _PARTITIONS.values())
 _METADATA = "penstock."
 _STATISTICS_ID = "statistics"
@@ -123,9 +127,23 @@ class TableFolder:
         frame = pl.scan_delta(self._open(version))
         return frame.drop(_HIDDEN & set(frame.collect_schema().names()))
 
-    def has_transaction(self, transaction: str) -> bool:
-        """Whether a commit with that app transaction is part of the table."""
-        return self.exists() and self._open().transaction_version(transaction) is not None
+    def known_transactions(self, names: Iterable[str]) -> set[str]:
+        """Those of the app transactions that some commit of the table carried."""
+        if not self.exists():
+            return set()
+        table = self._open()
+        return {name for name in names if table.transaction_version(name) is not None}
+
+    def partition_by(self) -> PartitionBy | None:
+        """How the table's files are split by event time."""
+        columns = self._open().metadata().partition_columns
+        return next((by for by, (name, _) in _PARTITIONS.items() if name in columns), None)
+
+    def delete_rows(self, column: str, values: Sequence[str]) -> None:
+        """Commit a version without the rows whose column has one of these values."""
+        quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+        with exclusive(self._lock_path, what=f"table {self.name}", wait_s=_WAIT_S):
+            self._open().delete(f'"{column}" IN ({quoted})')
 
     def statistics(self, version: int | None = None) -> list[ColumnStatistics]:
         """What each column holds at that version; see `statistics` for what is exact."""
@@ -156,7 +174,7 @@ class TableFolder:
         data: pl.DataFrame | pa.RecordBatchReader,
         *,
         mode: Mode,
-        partition_by: Literal["day", "month"] | None = None,
+        partition_by: PartitionBy | None = None,
         event_time: str | None = None,
         transactions: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -397,7 +415,7 @@ def commit(
     data: pl.DataFrame | pa.RecordBatchReader,
     *,
     mode: Mode,
-    partition_by: Literal["day", "month"] | None = None,
+    partition_by: PartitionBy | None = None,
     event_time: str | None = None,
     transactions: Mapping[str, int] | None = None,
     metadata: Mapping[str, str] | None = None,
