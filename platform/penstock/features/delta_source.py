@@ -39,7 +39,7 @@ class DeltaSource(DataSource):
         description: str = "",
         tags: dict[str, str] | None = None,
         owner: str = "",
-    ):
+    ) -> None:
         if (table is None) == (path is None):
             raise DeclarationError(
                 f"a DeltaSource has table={table!r} and path={path!r}",

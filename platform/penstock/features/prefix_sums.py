@@ -61,16 +61,19 @@ class SortedColumn:
         return PrefixSums(deviations), PrefixSums(deviations * deviations)
 
     def num_values(self, start: Rows, end: Rows) -> Rows:
+        """How many of the rows [start, end) have a value."""
         prefix = self._get("num_values")
         count: Rows = end - start if prefix is None else prefix[end] - prefix[start]
         return count
 
     def num_true(self, start: Rows, end: Rows) -> Rows:
+        """How many of the rows [start, end) have a value other than zero."""
         prefix = self._get("num_true")
         count: Rows = prefix[end] - prefix[start]
         return count
 
     def sum(self, start: Rows, end: Rows) -> NDArray[Any]:
+        """The sums of rows [start, end), nulls left out; whole numbers stay whole."""
         prefix = self._get("sum")
         if isinstance(prefix, PrefixSums):
             return prefix.between(start, end).astype(np.float64)
@@ -78,6 +81,7 @@ class SortedColumn:
         return total
 
     def variance(self, start: Rows, end: Rows) -> NDArray[np.float64]:
+        """The sample variances of rows [start, end); without meaning below two values."""
         first, second = self._get("moments")
         count = np.maximum(self.num_values(start, end), 2).astype(np.longdouble)
         total = first.between(start, end)

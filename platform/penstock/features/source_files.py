@@ -1,0 +1,162 @@
+"""Reads and writes the sources that Penstock's offline store knows: Delta tables and Parquet."""
+
+import uuid
+from pathlib import Path
+from typing import TypeAlias
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feast.data_format import DeltaFormat, ParquetFormat
+from feast.data_source import DataSource
+from feast.infra.offline_stores.file_source import FileSource
+from feast.repo_config import RepoConfig
+
+from penstock.data import tables
+from penstock.errors import DataError, DeclarationError
+from penstock.features.delta_source import DeltaSource
+from penstock.locks import exclusive
+
+Source: TypeAlias = DeltaSource | FileSource
+
+
+def scan(source: DataSource | None, config: RepoConfig) -> pl.LazyFrame:
+    """Read a source lazily.
+
+    Raises:
+        DeclarationError: the source is of a kind that this store does not read.
+        DataError: there is no such file.
+    """
+    readable = known(source)
+    if isinstance(readable, DeltaSource):
+        return readable.scan(config)
+    location = _location(readable, config)
+    if isinstance(readable.file_format, DeltaFormat):
+        return tables.scan_path(location)
+    if "://" in location:
+        override = readable.s3_endpoint_override
+        return pl.scan_parquet(
+            location, storage_options={"aws_endpoint_url": override} if override else None
+        )
+    path = Path(location)
+    if not path.exists() and not any(sign in location for sign in "*?["):
+        raise DataError(
+            f"the source {readable.name!r} has no file {location}",
+            next_step="write it first, or mend the path of its FileSource",
+        )
+    # A name that exists is itself, even where it looks like a pattern.
+    return pl.scan_parquet(path, glob=not path.is_file())
+
+
+def append(source: DataSource | None, table: pa.Table, config: RepoConfig) -> None:
+    """Add rows to what a source holds already, as one step: all of them or none.
+
+    Raises:
+        DataError: the columns are not those of the source, or cannot be cast to its types.
+    """
+    readable = known(source)
+    stored = scan(readable, config).collect_schema()
+    if table.column_names != stored.names():
+        raise DataError(
+            f"the rows for the source {readable.name!r} have the columns "
+            f"{', '.join(table.column_names)}",
+            allowed=f"{', '.join(stored.names())}, in this order",
+        )
+    try:
+        rows = _polars(table).cast(stored)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"the rows do not fit the source {readable.name!r}: {error}") from error
+    if isinstance(readable, DeltaSource) or isinstance(readable.file_format, DeltaFormat):
+        tables.append_path(_delta_location(readable, config), rows)
+        return
+    location = _location(readable, config)
+    filesystem, path = FileSource.create_filesystem_and_path(
+        location, readable.s3_endpoint_override or ""
+    )
+    if filesystem is not None:
+        pq.write_to_dataset(rows.to_arrow(), path, filesystem=filesystem)
+    elif Path(path).is_dir():
+        _write_whole(rows, Path(path) / f"{uuid.uuid4().hex}.parquet")
+    else:
+        file = Path(path)
+        with exclusive(file.with_name(f".{file.name}.lock"), what=str(file), wait_s=600):
+            _write_whole(pl.concat([pl.read_parquet(file, glob=False), rows]), file)
+
+
+def replace(
+    source: DataSource, table: pa.Table, config: RepoConfig, *, allow_overwrite: bool
+) -> bool:
+    """Write rows as all that a source holds; False where something is there and may not go."""
+    readable = known(source)
+    if isinstance(readable, DeltaSource) or isinstance(readable.file_format, DeltaFormat):
+        target = tables.at_path(_delta_location(readable, config))
+        if target.exists() and not allow_overwrite:
+            return False
+        target.commit(_polars(table), mode="overwrite")
+        return True
+    location = _location(readable, config)
+    filesystem, path = FileSource.create_filesystem_and_path(
+        location, readable.s3_endpoint_override or ""
+    )
+    if filesystem is not None:
+        pq.write_table(table, path, filesystem=filesystem)
+        return True
+    file = Path(path) if path.endswith(".parquet") else Path(path) / "part-0.parquet"
+    if Path(path).exists() and not allow_overwrite:
+        return False
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(table, file)
+    for other in file.parent.glob("*.parquet") if file.parent == Path(path) else ():
+        if other != file:
+            other.unlink()
+    return True
+
+
+def _polars(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    if not isinstance(frame, pl.DataFrame):
+        raise TypeError(f"an Arrow table became {type(frame).__name__}")
+    return frame
+
+
+def _write_whole(rows: pl.DataFrame | pa.Table, file: Path) -> None:
+    # A reader sees the old file or the new one; a kill leaves a hidden file that nobody reads.
+    unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    if isinstance(rows, pl.DataFrame):
+        rows.write_parquet(unfinished)
+    else:
+        pq.write_table(rows, unfinished)
+    unfinished.replace(file)
+
+
+def known(source: DataSource | None) -> Source:
+    """Take a source that this store reads.
+
+    Raises:
+        DeclarationError: it is of another kind.
+    """
+    if isinstance(source, DeltaSource):
+        return source
+    if isinstance(source, FileSource) and isinstance(
+        source.file_format, ParquetFormat | DeltaFormat | None
+    ):
+        return source
+    raise DeclarationError(
+        f"Penstock's offline store does not read {_describe(source)}",
+        allowed="DeltaSource, or FileSource with Parquet or Delta",
+    )
+
+
+def _describe(source: DataSource | None) -> str:
+    if source is None:
+        return "a feature view without a batch source"
+    return f"the source {source.name!r}, a {type(source).__name__}"
+
+
+def _location(source: FileSource, config: RepoConfig) -> str:
+    location: str = FileSource.get_uri_for_file_path(config.repo_path, source.path)
+    return location
+
+
+def _delta_location(source: Source, config: RepoConfig) -> str:
+    return source.location(config) if isinstance(source, DeltaSource) else _location(source, config)
