@@ -1,0 +1,104 @@
+"""Whether a model's ONNX graph answers as its native weights do, on real rows."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from penstock.errors import GateRefusedError, IntegrityError
+from penstock.records import Record
+
+TOLERANCE = 1e-5
+MAX_ROWS = 10_000
+# Online rows may lack features that no training row lacks; both sides must fill them alike.
+_MISSING_SHARE = 0.2
+_MAX_ROWS_WITH_MISSING = 1_000
+
+Scorer = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+
+class Agreement(Record):
+    """How far the two went apart, at most, and on how many rows."""
+
+    num_rows: int
+    num_rows_with_blanks: int
+    max_abs_difference: float
+    tolerance: float = TOLERANCE
+
+
+def onnx_scorer(graph: bytes, *, num_threads: int = 1) -> Scorer:
+    """Make the graph callable: float64 [n, F] with NaN for missing -> float64 [n].
+
+    Raises:
+        IntegrityError: onnxruntime can't load the graph, or it has other inputs or outputs.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            graph, sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    # onnxruntime's exceptions share no base class of their own.
+    except Exception as error:
+        raise IntegrityError(
+            f"the graph cannot be loaded: {error}", next_step="train the model again"
+        ) from error
+    inputs = [item.name for item in session.get_inputs()]
+    outputs = [item.name for item in session.get_outputs()]
+    if inputs != ["features"] or "score" not in outputs:
+        raise IntegrityError(
+            f"the graph takes {', '.join(inputs)} and gives {', '.join(outputs)}",
+            allowed="features in, score out",
+            next_step="train the model again",
+        )
+
+    def score(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        (scores,) = session.run(["score"], {"features": np.ascontiguousarray(features)})
+        return np.asarray(scores, dtype=np.float64).reshape(len(features))
+
+    return score
+
+
+def check_agreement(
+    native: Scorer, graph: bytes, features: npt.NDArray[np.float64], *, seed: int = 0
+) -> Agreement:
+    """Score the same rows by both, and some of them again with random blanks.
+
+    Args:
+        native: the native weights' scorer, rebuilt from the bundle.
+        graph: the bytes of the ONNX graph.
+        features: float64 [n, F], n > 0, NaN for missing.
+        seed: of the choice of the blanks.
+
+    Raises:
+        GateRefusedError: a score differs by more than the tolerance, or is not finite.
+    """
+    if not len(features):
+        raise GateRefusedError(
+            "there is no row to compare the graph with the native weights on",
+            next_step="train on a training set that has rows",
+        )
+    draw = np.random.default_rng(seed)
+    blanked = features[:_MAX_ROWS_WITH_MISSING].copy()
+    blanked[draw.random(blanked.shape) < _MISSING_SHARE] = np.nan
+    rows = np.concatenate([features, blanked])
+    ours = onnx_scorer(graph)(rows)
+    theirs = np.asarray(native(rows), dtype=np.float64).reshape(len(rows))
+    difference = np.abs(ours - theirs)
+    # NaN compares false with everything: ask for what must hold, not for what must not.
+    agree = difference <= TOLERANCE
+    if not agree.all():
+        worst = int(np.argmin(agree)) if np.isnan(difference).any() else int(difference.argmax())
+        raise GateRefusedError(
+            f"the ONNX graph and the native weights disagree on {int((~agree).sum())} of "
+            f"{len(rows)} rows: row {worst} scores {ours[worst]!r} and {theirs[worst]!r}",
+            allowed=f"a difference of at most {TOLERANCE:g}",
+            next_step="the export is at fault: report the estimator, or choose another one",
+        )
+    return Agreement(
+        num_rows=len(features),
+        num_rows_with_blanks=len(blanked),
+        max_abs_difference=float(difference.max()),
+    )

@@ -1,0 +1,169 @@
+"""Registers a run as a version: checked against its native weights, sealed, then visible."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from pydantic import ValidationError
+
+from penstock.errors import IntegrityError
+from penstock.features.training_set import load_training_set, read_training_set
+from penstock.registry.agreement import MAX_ROWS, Agreement, check_agreement
+from penstock.registry.card import render_card
+from penstock.registry.lock import model_lock
+from penstock.registry.package import (
+    MODEL_FILE,
+    SIGNATURE_FILE,
+    TRAINING_FILE,
+    PackageManifest,
+    Signature,
+    remove_unfinished,
+    seal,
+    verify,
+)
+from penstock.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    Entry,
+    ModelRegistry,
+    ModelVersion,
+    VersionFacts,
+)
+from penstock.settings import Settings
+from penstock.training.bundle import load_native
+
+# Sealing takes a second or so; whoever registers beside us waits for it.
+_LOCK_WAIT_S = 120.0
+
+
+class TrainedRun(Protocol):
+    """What registration needs of a run; `training.trainer.Run` has it."""
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def training_set_id(self) -> str:
+        """The training set that it was trained on."""
+        ...
+
+    @property
+    def bundle_path(self) -> str:
+        """The folder of files that it left."""
+        ...
+
+
+def register(settings: Settings, run: TrainedRun) -> ModelVersion:
+    """Make the run a version of its model and its challenger; a second call finds the first's.
+
+    Killed at any moment, it leaves a version that is there or one that nobody sees; the next call
+    for the same run finishes it, under the same number.
+
+    Raises:
+        GateRefusedError: the ONNX graph and the native weights disagree.
+        IntegrityError: the bundle is incomplete, or a folder of that number holds another run.
+        BusyError: others have been registering versions of the model all the while.
+    """
+    registry = ModelRegistry(settings)
+    found = registry.find_entry(run.model, run.run_id)
+    if found is not None and found.ready:
+        return registry.resolve(run.model, found.version)
+    bundle = Path(run.bundle_path)
+    signature = _read_signature(bundle)
+    agreement = check_agreement(
+        load_native(bundle),
+        _read(bundle, MODEL_FILE),
+        real_rows(settings, run.training_set_id, signature.feature_names),
+    )
+    with model_lock(settings, run.model, wait_s=_LOCK_WAIT_S):
+        entry = registry.find_entry(run.model, run.run_id)
+        if entry is None:
+            entry = registry.add_entry(run.model, run.run_id)
+        if not entry.ready:
+            manifest = _sealed(settings, registry, entry, run, bundle, signature, agreement)
+            registry.finish_entry(entry, _facts(signature, run, bundle, manifest, agreement))
+        # A champion that is registered again by a late second call is no challenger.
+        if registry.aliases(run.model).get(CHAMPION) != entry.version:
+            registry.set_aliases(run.model, {CHALLENGER: entry.version})
+    return registry.resolve(run.model, entry.version)
+
+
+def real_rows(
+    settings: Settings, training_set_id: str, feature_names: tuple[str, ...]
+) -> npt.NDArray[np.float64]:
+    """Draw up to 10,000 rows of the training set as float64 [n, F], NaN for missing."""
+    frame = read_training_set(load_training_set(settings, training_set_id))
+    features = frame.select(feature_names)
+    if len(features) > MAX_ROWS:
+        features = features.sample(MAX_ROWS, seed=0)
+    columns = [features[name].cast(float).fill_null(np.nan).to_numpy() for name in feature_names]
+    return np.column_stack(columns)
+
+
+def _sealed(
+    settings: Settings,
+    registry: ModelRegistry,
+    entry: Entry,
+    run: TrainedRun,
+    bundle: Path,
+    signature: Signature,
+    agreement: Agreement,
+) -> PackageManifest:
+    folder = registry.folder(entry.name, entry.version)
+    remove_unfinished(folder.parent)
+    if folder.exists():
+        # Sealed by a call that was killed before it could say so.
+        package = verify(folder, settings)
+        if package.training.get("run_id") != run.run_id:
+            raise IntegrityError(
+                f"{folder} holds the run {package.training.get('run_id')}, not {run.run_id}",
+                next_step="move that folder away if no registry needs it, then train again",
+            )
+        return package.manifest
+    training = orjson.loads(_read(bundle, TRAINING_FILE))
+    card = render_card(signature, training, agreement, version=entry.version)
+    return seal(bundle, folder, settings, model=entry.name, version=entry.version, card=card)
+
+
+def _facts(
+    signature: Signature,
+    run: TrainedRun,
+    bundle: Path,
+    manifest: PackageManifest,
+    agreement: Agreement,
+) -> VersionFacts:
+    return VersionFacts(
+        digest=manifest.digest,
+        use_case=signature.use_case,
+        estimator=signature.estimator,
+        training_set_id=run.training_set_id,
+        metrics=orjson.loads(_read(bundle, TRAINING_FILE)).get("metrics", {}),
+        agreement_rows=agreement.num_rows,
+        agreement_max_difference=agreement.max_abs_difference,
+    )
+
+
+def _read_signature(bundle: Path) -> Signature:
+    try:
+        return Signature.model_validate_json(_read(bundle, SIGNATURE_FILE))
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{bundle / SIGNATURE_FILE} does not fit: {error.errors()[0]['msg']}",
+            next_step="train the model again",
+        ) from None
+
+
+def _read(bundle: Path, name: str) -> bytes:
+    file = bundle / name
+    if not file.is_file():
+        raise IntegrityError(f"the bundle {bundle} has no {name}", next_step="train it again")
+    return file.read_bytes()

@@ -1,0 +1,320 @@
+"""MLflow's model registry, behind one door: versions, aliases and the journal of their moves.
+
+What is decided stays outside (promotion.py, registration.py); here it is only kept and found.
+A version is visible once its folder is sealed: until then its entry is marked unfinished, and no
+command but the registration that finishes it sees it.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import mlflow.exceptions
+import orjson
+from pydantic import Field
+
+from penstock.errors import NotFoundError, PenstockError, unknown_name
+from penstock.logs import redact
+from penstock.records import Record
+from penstock.settings import Settings
+
+Alias = Literal["champion", "challenger", "previous_champion"]
+CHAMPION: Literal["champion"] = "champion"
+CHALLENGER: Literal["challenger"] = "challenger"
+PREVIOUS_CHAMPION: Literal["previous_champion"] = "previous_champion"
+
+_STATE = "penstock.state"
+_READY = "ready"
+_FACTS = "penstock.facts"
+_DIGEST = "penstock.digest"
+_TRAINING_SET = "penstock.training_set"
+_MOVE = "penstock.move."
+_MOVES_DONE = "penstock.moves_done"
+_MAX_NUMBERS_SKIPPED = 1000
+_NO_SUCH_MODEL = "RESOURCE_DOES_NOT_EXIST"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class VersionFacts(Record):
+    """What a version says of itself, beside its number; all of it stands in its sealed folder."""
+
+    digest: str
+    use_case: str
+    estimator: str
+    training_set_id: str
+    metrics: dict[str, float]
+    agreement_rows: int
+    agreement_max_difference: float
+
+
+class ModelVersion(Record):
+    """A sealed, registered version of a model; its run is its left neighbour."""
+
+    name: str
+    version: int
+    run_id: str
+    path: str
+    created: datetime
+    aliases: tuple[str, ...] = ()
+    facts: VersionFacts
+
+    @property
+    def digest(self) -> str:
+        """What `package.verify` must find."""
+        return self.facts.digest
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The run's metrics, as registered; the signed ones are in the package."""
+        return self.facts.metrics
+
+
+class Move(Record):
+    """One change of the champion: what was decided, and where every alias stands after it."""
+
+    number: int = Field(ge=1)
+    kind: Literal["promote", "rollback"]
+    from_version: int | None
+    to_version: int
+    aliases: dict[str, int | None]
+    """Every alias that the move sets (a version) or removes (None)."""
+    reason: str
+    forced: bool = False
+    at: datetime
+
+
+class Entry(Record):
+    """A version's place in the registry, sealed or not yet."""
+
+    name: str
+    version: int
+    ready: bool
+
+
+class ModelRegistry:
+    """The registry of the tracking database that the settings name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        if settings.tracking_uri.startswith("sqlite:///"):
+            settings.storage_path.mkdir(parents=True, exist_ok=True)
+        with _door():
+            self._client = mlflow.MlflowClient(
+                tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri
+            )
+
+    def folder(self, name: str, version: int) -> Path:
+        """Where a version's sealed folder is."""
+        return self.settings.models_path / name / str(version)
+
+    def names(self) -> list[str]:
+        """Every registered model."""
+        with _door():
+            return sorted(model.name for model in self._client.search_registered_models())
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """Every sealed version of a model, the oldest first.
+
+        Raises:
+            NotFoundError: there is no such model; the nearest name is offered.
+        """
+        aliases = self.aliases(name)
+        return [
+            self._record(entry, aliases)
+            for entry in self._entries(name)
+            if entry.tags.get(_STATE) == _READY
+        ]
+
+    def resolve(self, name: str, version: int | Alias | None = CHAMPION) -> ModelVersion:
+        """Find one version by its number or alias; None is the champion.
+
+        Raises:
+            NotFoundError: no such model, no such version, or no version bears the alias.
+        """
+        known = {item.version: item for item in self.versions(name)}
+        wanted = CHAMPION if version is None else version
+        number = self.aliases(name).get(wanted) if isinstance(wanted, str) else wanted
+        if number is None:
+            raise NotFoundError(
+                f"the model {name} has no {wanted}",
+                allowed=f"versions {_numbers(known)}",
+                next_step=f"`penstock models promote {name}` makes one"
+                if wanted == CHAMPION
+                else f"`penstock models list {name}` shows the aliases there are",
+            )
+        if number not in known:
+            raise NotFoundError(
+                f"the model {name} has no version {number}", allowed=f"versions {_numbers(known)}"
+            )
+        return known[number]
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Which version each alias names.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        return {alias: int(number) for alias, number in self._model(name).aliases.items()}
+
+    def moves(self, name: str) -> list[Move]:
+        """Every finished move of the champion, the oldest first."""
+        moves, done = self._journal(name)
+        return [move for move in moves if move.number <= done]
+
+    # What follows changes the registry; the caller holds the model's lock.
+
+    def find_entry(self, name: str, run_id: str) -> Entry | None:
+        """Find the run's place, or None where it has none in its right folder."""
+        for entry in self._entries(name):
+            number = int(entry.version)
+            if entry.run_id == run_id and entry.source == str(self.folder(name, number)):
+                return Entry(name=name, version=number, ready=entry.tags.get(_STATE) == _READY)
+        return None
+
+    def add_entry(self, name: str, run_id: str) -> Entry:
+        """Take a version number for the run, not visible until `finish_entry`.
+
+        Raises:
+            PenstockError: the name can't be a model's.
+        """
+        if not _NAME.fullmatch(name):
+            raise PenstockError(
+                f"{name!r} cannot be a model's name", allowed="lower-case letters, digits and _"
+            )
+        if name not in self.names():
+            with _door():
+                self._client.create_registered_model(name)
+        taken = [int(entry.version) for entry in self._entries(name)]
+        folders = self.folder(name, 0).parent
+        if folders.is_dir():
+            taken += [int(item.name) for item in folders.iterdir() if item.name.isdigit()]
+        number = max(taken, default=0) + 1
+        # MLflow chooses the number, and counts deleted versions that it does not list; the entry's
+        # source must be known beforehand. Every entry that does not fit uses up its number, so
+        # the two meet.
+        for _ in range(_MAX_NUMBERS_SKIPPED):
+            with _door():
+                created = self._client.create_model_version(
+                    name, source=str(self.folder(name, number)), run_id=run_id
+                )
+            given = int(created.version)
+            if given == number:
+                return Entry(name=name, version=number, ready=False)
+            with _door():
+                self._client.delete_model_version(name, str(given))
+            number = max(number, given + 1)
+        raise PenstockError(
+            f"MLflow's next version of {name} is far from {number}, the next free folder",
+            next_step=f"is {folders} left over from another tracking database? Move it away",
+        )
+
+    def finish_entry(self, entry: Entry, facts: VersionFacts) -> None:
+        """Make a sealed version visible; its state is written last."""
+        number = str(entry.version)
+        with _door():
+            for key, value in (
+                (_FACTS, facts.model_dump_json()),
+                (_DIGEST, facts.digest),
+                (_TRAINING_SET, facts.training_set_id),
+                (_STATE, _READY),
+            ):
+                self._client.set_model_version_tag(entry.name, number, key, value)
+
+    def set_aliases(self, name: str, aliases: Mapping[str, int | None]) -> None:
+        """Point each alias to its version, or remove it."""
+        now = self.aliases(name)
+        with _door():
+            for alias, number in aliases.items():
+                if number is None:
+                    if alias in now:
+                        self._client.delete_registered_model_alias(name, alias)
+                elif now.get(alias) != number:
+                    self._client.set_registered_model_alias(name, alias, str(number))
+
+    def move(self, name: str, move: Move) -> None:
+        """Carry a move out; its intent is written first, so that a kill leaves it to be ended."""
+        self._set_tag(name, f"{_MOVE}{move.number:06d}", move.model_dump_json())
+        self.finish_moves(name)
+
+    def finish_moves(self, name: str) -> None:
+        """Finish the move that a killed holder of the lock began, if there is one."""
+        moves, done = self._journal(name)
+        for move in moves:
+            if move.number > done:
+                self.set_aliases(name, move.aliases)
+                self._set_tag(name, _MOVES_DONE, str(move.number))
+
+    def _journal(self, name: str) -> tuple[list[Move], int]:
+        tags = self._model(name).tags
+        moves = [Move.model_validate_json(v) for k, v in tags.items() if k.startswith(_MOVE)]
+        return sorted(moves, key=lambda move: move.number), int(tags.get(_MOVES_DONE, 0))
+
+    def _set_tag(self, name: str, key: str, value: str) -> None:
+        with _door():
+            self._client.set_registered_model_tag(name, key, value)
+
+    def _model(self, name: str) -> Any:
+        with _door():
+            try:
+                return self._client.get_registered_model(name)
+            except mlflow.exceptions.MlflowException as error:
+                if error.error_code != _NO_SUCH_MODEL:
+                    raise
+        raise unknown_name("model", name, self.names())
+
+    def _entries(self, name: str) -> list[Any]:
+        with _door():
+            found = self._client.search_model_versions(f"name = '{name}'")
+        return sorted(found, key=lambda entry: int(entry.version))
+
+    def _record(self, entry: Any, aliases: Mapping[str, int]) -> ModelVersion:
+        number = int(entry.version)
+        return ModelVersion(
+            name=entry.name,
+            version=number,
+            run_id=entry.run_id,
+            path=str(self.folder(entry.name, number)),
+            created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
+            aliases=tuple(sorted(alias for alias, at in aliases.items() if at == number)),
+            facts=VersionFacts(**orjson.loads(entry.tags[_FACTS])),
+        )
+
+
+def list_versions(settings: Settings, name: str | None = None) -> list[ModelVersion]:
+    """Every sealed version of the model, or of all of them.
+
+    Raises:
+        NotFoundError: there is no such model.
+    """
+    registry = ModelRegistry(settings)
+    names = registry.names() if name is None else [name]
+    return [version for each in names for version in registry.versions(each)]
+
+
+def resolve(settings: Settings, name: str, version: int | Alias | None = CHAMPION) -> ModelVersion:
+    """Find one version by its number or alias; None is the champion.
+
+    Raises:
+        NotFoundError: no such model, no such version, or no version bears the alias.
+    """
+    return ModelRegistry(settings).resolve(name, version)
+
+
+def _numbers(known: Mapping[int, object]) -> str:
+    return ", ".join(map(str, sorted(known))) or "none yet"
+
+
+@contextlib.contextmanager
+def _door() -> Iterator[None]:
+    """Translate what MLflow raises."""
+    try:
+        yield
+    except mlflow.exceptions.MlflowException as error:
+        raise PenstockError(
+            f"MLflow's model registry failed: {redact(str(error))}",
+            next_step="see that tracking.uri names a database that is up and of this version",
+        ) from error

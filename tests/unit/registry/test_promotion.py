@@ -1,0 +1,209 @@
+import pytest
+
+from bundles import add_version
+from penstock.errors import BusyError, GateRefusedError, IntegrityError, NotFoundError
+from penstock.registry import promotion
+from penstock.registry.lock import model_lock
+from penstock.registry.promotion import champions, compare, promote, rollback
+from penstock.registry.versions import ModelRegistry
+
+
+def aliases(settings):
+    return ModelRegistry(settings).aliases("spills")
+
+
+class TestPromote:
+    def test_the_first_version_becomes_champion_and_is_no_challenger_any_more(self, project):
+        add_version(project, "run-1")
+        move = promote(project, "spills", 1, expected=None)
+        assert aliases(project) == {"champion": 1}
+        assert (move.number, move.from_version, move.to_version) == (1, None, 1)
+
+    def test_a_better_version_takes_over_and_the_old_one_stays_at_hand(self, project):
+        add_version(project, "run-1", average_precision=0.61)
+        add_version(project, "run-2", average_precision=0.63)
+        promote(project, "spills", 1, expected=None)
+        promote(project, "spills", 2, expected=1)
+        assert aliases(project) == {"champion": 2, "previous_champion": 1}
+
+    def test_the_gate_keeps_a_version_out_that_gains_too_little(self, project):
+        add_version(project, "run-1", average_precision=0.61)
+        add_version(project, "run-2", average_precision=0.615)
+        promote(project, "spills", 1, expected=None)
+        with pytest.raises(GateRefusedError, match=r"a gain of \+0\.005 where \+0\.01"):
+            promote(project, "spills", 2, expected=1)
+        assert aliases(project)["champion"] == 1
+
+    def test_the_gate_keeps_a_leak_out(self, project):
+        add_version(project, "run-1", average_precision=0.993)
+        with pytest.raises(GateRefusedError, match="not plausible"):
+            promote(project, "spills", 1, expected=None)
+
+    def test_force_needs_a_reason_and_the_journal_keeps_it(self, project):
+        add_version(project, "run-1", average_precision=0.61)
+        add_version(project, "run-2", average_precision=0.5)
+        promote(project, "spills", 1, expected=None)
+        promote(project, "spills", 2, expected=1, force_reason="the first one leaks names")
+        last = ModelRegistry(project).moves("spills")[-1]
+        assert (last.forced, last.reason) == (True, "the first one leaks names")
+
+    def test_a_champion_other_than_expected_stops_the_move(self, project):
+        add_version(project, "run-1", average_precision=0.61)
+        add_version(project, "run-2", average_precision=0.63)
+        promote(project, "spills", 1, expected=None)
+        with pytest.raises(BusyError, match="is version 1, no longer none"):
+            promote(project, "spills", 2, expected=None)
+
+    def test_while_another_move_holds_the_lock_one_is_told_so(self, project):
+        add_version(project, "run-1")
+        with model_lock(project, "spills"), pytest.raises(BusyError, match="held by process"):
+            promote(project, "spills", 1, expected=None)
+
+    def test_a_spoiled_package_is_never_promoted(self, project):
+        add_version(project, "run-1")
+        (project.models_path / "spills/1/model.onnx").write_bytes(b"evil")
+        with pytest.raises(IntegrityError, match=r"model\.onnx"):
+            promote(project, "spills", 1, expected=None)
+
+    def test_the_gate_reads_the_signed_metrics_and_not_mlflows(self, project):
+        add_version(project, "run-1", average_precision=0.993)
+        registry = ModelRegistry(project)
+        facts = registry.resolve("spills", 1).facts.model_copy(
+            update={"metrics": {"average_precision": 0.6, "roc_auc": 0.9}}
+        )
+        registry._client.set_model_version_tag(
+            "spills", "1", "penstock.facts", facts.model_dump_json()
+        )
+        with pytest.raises(GateRefusedError, match="not plausible"):
+            promote(project, "spills", 1, expected=None)
+
+    def test_an_unknown_version_is_refused(self, project):
+        add_version(project, "run-1")
+        with pytest.raises(NotFoundError, match="no version 7"):
+            promote(project, "spills", 7, expected=None)
+
+
+class TestRollback:
+    def test_it_walks_back_champion_by_champion(self, project):
+        for number, score in enumerate((0.5, 0.55, 0.6), start=1):
+            add_version(project, f"run-{number}", average_precision=score)
+            promote(project, "spills", number, expected=number - 1 or None)
+        rollback(project, "spills", expected=3, reason="alerts")
+        assert aliases(project) == {"champion": 2, "previous_champion": 1}
+        rollback(project, "spills", expected=2, reason="more alerts")
+        assert aliases(project) == {"champion": 1}
+        with pytest.raises(NotFoundError, match="no champion before version 1"):
+            rollback(project, "spills", expected=1, reason="still")
+
+    def test_every_move_stands_in_the_journal(self, project):
+        for number, score in enumerate((0.5, 0.55), start=1):
+            add_version(project, f"run-{number}", average_precision=score)
+            promote(project, "spills", number, expected=number - 1 or None)
+        rollback(project, "spills", expected=2, reason="alerts")
+        moves = ModelRegistry(project).moves("spills")
+        assert [(m.number, m.kind, m.from_version, m.to_version) for m in moves] == [
+            (1, "promote", None, 1),
+            (2, "promote", 1, 2),
+            (3, "rollback", 2, 1),
+        ]
+        assert moves[-1].reason == "alerts"
+
+    def test_of_two_callers_who_saw_the_same_champion_one_goes_back(self, project):
+        for number, score in enumerate((0.5, 0.55, 0.6), start=1):
+            add_version(project, f"run-{number}", average_precision=score)
+            promote(project, "spills", number, expected=number - 1 or None)
+        rollback(project, "spills", expected=3, reason="alerts")
+        with pytest.raises(BusyError, match="no longer version 3"):
+            rollback(project, "spills", expected=3, reason="alerts")
+        assert aliases(project)["champion"] == 2
+
+    def test_a_champion_set_in_mlflow_itself_can_be_rolled_back(self, project):
+        for number in (1, 2):
+            add_version(project, f"run-{number}")
+        promote(project, "spills", 1, expected=None)
+        ModelRegistry(project).set_aliases("spills", {"champion": 2})
+        rollback(project, "spills", expected=2, reason="not ours")
+        assert aliases(project)["champion"] == 1
+
+    def test_it_never_goes_back_to_a_spoiled_package(self, project):
+        for number, score in enumerate((0.5, 0.55), start=1):
+            add_version(project, f"run-{number}", average_precision=score)
+            promote(project, "spills", number, expected=number - 1 or None)
+        (project.models_path / "spills/1/model.onnx").write_bytes(b"evil")
+        with pytest.raises(IntegrityError):
+            rollback(project, "spills", expected=2, reason="alerts")
+        assert aliases(project)["champion"] == 2
+
+
+class TestKilledMoves:
+    # Each step of a move is one call to MLflow; dying before any of them must lose nothing.
+    @pytest.mark.parametrize("dies_at", range(5))
+    def test_a_move_killed_at_any_step_is_done_or_undone_and_the_next_one_works(
+        self, project, monkeypatch, dies_at
+    ):
+        add_version(project, "run-1", average_precision=0.5)
+        add_version(project, "run-2", average_precision=0.55)
+        add_version(project, "run-3", average_precision=0.6)
+        promote(project, "spills", 1, expected=None)
+        ModelRegistry(project).set_aliases("spills", {"challenger": 2})
+        calls = 0
+
+        def dying(self, function):
+            def call(*arguments, **keywords):
+                nonlocal calls
+                calls += 1
+                if calls > dies_at:
+                    raise KeyboardInterrupt
+                return function(*arguments, **keywords)
+
+            return call
+
+        from mlflow import MlflowClient
+
+        with monkeypatch.context() as patch:
+            for name in (
+                "set_registered_model_tag",
+                "set_registered_model_alias",
+                "delete_registered_model_alias",
+            ):
+                patch.setattr(MlflowClient, name, dying(None, getattr(MlflowClient, name)))
+            with pytest.raises(KeyboardInterrupt):
+                promote(project, "spills", 2, expected=1)
+        assert calls == dies_at + 1
+        seen = aliases(project)["champion"]
+        assert seen in (1, 2)
+        # An intent that was written is carried out by the next holder of the lock.
+        now = 1 if dies_at == 0 else 2
+        promote(project, "spills", 3, expected=now)
+        assert aliases(project)["champion"] == 3
+        assert aliases(project)["previous_champion"] == now
+        moves = ModelRegistry(project).moves("spills")
+        assert [move.number for move in moves] == list(range(1, len(moves) + 1))
+        assert [m.to_version for m in moves] == ([1, 3] if dies_at == 0 else [1, 2, 3])
+
+
+class TestCompare:
+    def test_it_shows_what_the_gate_would_say_and_changes_nothing(self, project):
+        add_version(project, "run-1", average_precision=0.61)
+        promote(project, "spills", 1, expected=None)
+        add_version(project, "run-2", average_precision=0.7)
+        comparison = compare(project, "spills")
+        assert comparison.decision.passed
+        assert comparison.same_training_set
+        assert (comparison.champion.version, comparison.challenger.version) == (1, 2)
+        assert aliases(project)["champion"] == 1
+
+
+def test_the_line_of_champions_is_read_from_the_moves(project):
+    assert champions([], None) == []
+    assert champions([], 3) == [3]
+
+
+def test_without_the_check_of_the_expected_champion_both_of_two_callers_would_win(
+    project, monkeypatch
+):
+    monkeypatch.setattr(promotion, "_check_expected", lambda *_: None)
+    add_version(project, "run-1", average_precision=0.5)
+    add_version(project, "run-2", average_precision=0.6)
+    promote(project, "spills", 1, expected=None)
+    promote(project, "spills", 2, expected=None)
