@@ -1,7 +1,130 @@
-"""Commands to come."""
+"""`penstock train` and `penstock results`: runs, their model versions and their numbers."""
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
+from penstock.cli.output import JsonFlag, emit
+
+_UseCase = Annotated[str, typer.Argument(help="The use case, a folder of the feature repo.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
+    app.command("train")(train)
+    app.command("results")(results)
+
+
+def train(
+    use_case: _UseCase,
+    estimator: Annotated[
+        str | None,
+        typer.Option("--estimator", "-e", help="Its name in model.py; default: the model's own."),
+    ] = None,
+    train_all: Annotated[
+        bool, typer.Option("--all", help="Train every estimator of the model.")
+    ] = False,
+    request_id: Annotated[
+        str | None,
+        typer.Option(
+            "--request-id",
+            help="Names this request: the same id again goes on where a lost one stopped.",
+        ),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a model and register what comes out as a new version, the challenger.
+
+    Exit code 3: a metric is too good to be true, so the future has leaked into the features.
+    """
+    from penstock.cluster.jobs import run_job
+    from penstock.errors import UserError
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+    from penstock.training.environment import git_commit
+
+    if estimator and train_all:
+        raise UserError("--estimator and --all were both given", allowed="one of them, or neither")
+    settings = load_settings()
+    model = load_model(settings, use_case)
+    model.estimator(estimator)
+    arguments = [use_case]
+    if estimator:
+        arguments += ["--estimator", estimator]
+    if train_all:
+        arguments += ["--all"]
+    commit = git_commit(settings.project_root)
+    if commit:
+        arguments += ["--git-commit", commit]
+    result = run_job(settings, "train", arguments, request_id=request_id)
+    metrics = [metric.name for metric in model.metrics]
+
+    def render(console: Console) -> None:
+        _render_trained(console, result, metrics, model.name)
+
+    emit(result, as_json=as_json, render=render)
+
+
+def _render_trained(
+    console: Console, result: dict[str, Any], metrics: list[str], model: str
+) -> None:
+    from rich.table import Table
+
+    table = Table("estimator", "version", *metrics, "fit, s")
+    for trained in result["trained"]:
+        run, version = trained["run"], trained["version"]
+        cells = [f"{run['metrics'][name]:.3f}" for name in metrics]
+        table.add_row(run["estimator"], str(version["version"]), *cells, f"{run['fit_s']:.1f}")
+    console.print(table)
+    last = result["trained"][-1]
+    run = last["run"]
+    console.print(
+        f"{run['num_training_rows']:,} training rows, {run['num_training_positives']:,} positive; "
+        f"{run['num_test_rows']:,} test rows, {run['num_test_positives']:,} positive"
+    )
+    console.print(
+        f"version {last['version']['version']} is the challenger; next: "
+        f"penstock models promote {model}",
+        highlight=False,
+    )
+
+
+def results(
+    use_case: _UseCase,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The Markdown file to write; default: standard output."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show the newest run of each estimator beside the published numbers."""
+    from penstock.errors import NotFoundError
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+    from penstock.training.results import collect, to_markdown
+    from penstock.training.tracking import Tracking
+
+    settings = load_settings()
+    model = load_model(settings, use_case)
+    found = collect(model, Tracking.open(settings).finished_runs(model.name))
+    if not found:
+        raise NotFoundError(
+            f"no training of {model.name} has finished yet",
+            next_step=f"penstock train {use_case} --all",
+        )
+    page = to_markdown(model, found)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f".{out.name}.partial")
+        partial.write_text(page, "utf-8")
+        partial.replace(out)
+
+    def render(console: Console) -> None:
+        if out is None:
+            console.out(page, highlight=False)
+        else:
+            console.print(f"written: {out}", highlight=False)
+
+    emit(found, as_json=as_json, render=render)

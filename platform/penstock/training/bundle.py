@@ -31,22 +31,28 @@ _PREPROCESSING_FILE = "preprocessing.json"
 _FAMILY_FILE = "family.json"
 
 
+def assemble(preprocessing: Preprocessing, fitted: Fitted) -> bytes:
+    """Give the one graph of preprocessing and estimator."""
+    from penstock.training.estimators import graph
+
+    return graph.assemble(preprocessing, fitted.onnx)
+
+
 def write(
     folder: Path,
     *,
     preprocessing: Preprocessing,
     fitted: Fitted,
+    graph: bytes,
     signature: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> None:
     """Write the bundle beside its place and move it there whole; an older one is replaced."""
-    from penstock.training.estimators.graph import assemble
-
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     native = partial / NATIVE_FOLDER
     native.mkdir(parents=True)
-    (partial / MODEL_FILE).write_bytes(assemble(preprocessing, fitted.onnx))
+    (partial / MODEL_FILE).write_bytes(graph)
     _write_json(native / _PREPROCESSING_FILE, preprocessing.to_json())
     _write_json(native / _FAMILY_FILE, {"family": fitted.native.family})
     fitted.native.save(native)
@@ -82,15 +88,18 @@ def load_native(folder: Path) -> Predict:
 
 
 def load_onnx(folder: Path) -> Predict:
-    """Give the predictor of a bundle's graph, by onnxruntime on one thread."""
+    """Give the predictor of a bundle's graph."""
+    return onnx_predictor((folder / MODEL_FILE).read_bytes())
+
+
+def onnx_predictor(graph: bytes) -> Predict:
+    """Give the predictor of a graph, by onnxruntime on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        (folder / MODEL_FILE).read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def predict(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         (scores,) = session.run(["score"], {"features": features})

@@ -350,6 +350,12 @@ class Model(Record):
             groups.append(self.split.drop_known_positive_groups)
         return tuple(dict.fromkeys(groups))
 
+    def rank(self, metrics: Mapping[str, float]) -> float:
+        """Give a number that is the higher, the better the metrics are by the primary one."""
+        higher = next(m.higher_is_better for m in self.metrics if m.name == self.primary_metric)
+        value = metrics[self.primary_metric]
+        return value if higher else -value
+
     def estimator(self, name: str | None = None) -> Estimator:
         """Give the estimator of that name, or the default one.
 

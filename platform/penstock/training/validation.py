@@ -1,7 +1,8 @@
 """Splits examples by time, as the label's delay allows, and refuses what cannot be trained on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from penstock.errors import TrainingDataError
-from penstock.training.declarations import TimeSplit
+from penstock.training.declarations import LeakAlarm, TimeSplit
 
 DAY_COLUMN = "__day"
 """The calendar day of each test row, in the split's zone."""
@@ -165,6 +166,22 @@ def check_labels(frame: pl.DataFrame, *, label: str, side: str) -> npt.NDArray[n
     return column.cast(pl.Int8).to_numpy()
 
 
-def days_between(start: datetime, end: datetime) -> float:
-    """How long a stretch is, in days."""
-    return (end - start) / timedelta(days=1)
+@dataclass(frozen=True, kw_only=True)
+class Leak:
+    """Why a result is not believed."""
+
+    finding: str
+    allowed: str
+    next_step: str
+
+
+def suspect_leak(alarm: LeakAlarm | None, metrics: Mapping[str, float]) -> Leak | None:
+    """Say why the metrics cannot be honest, or None where they can."""
+    if alarm is None or metrics[alarm.metric] <= alarm.max_plausible:
+        return None
+    return Leak(
+        finding=f"{alarm.metric} is {metrics[alarm.metric]:.3f}: too good to be true, so the "
+        "future has leaked into the features",
+        allowed=f"at most {alarm.max_plausible:g}",
+        next_step="look for a feature that is made of the label without its delay",
+    )

@@ -1,0 +1,54 @@
+"""Trains estimators of a use case's model and registers each as a model version.
+
+python jobs/train.py card_fraud --estimator xgboost
+"""
+
+import argparse
+
+from penstock.cluster.job import job
+
+
+def main() -> None:
+    """Parse, build, call, close."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("use_case")
+    parser.add_argument("--estimator", help="its name in model.py; the model's default if left out")
+    parser.add_argument("--all", action="store_true", help="every estimator of the model")
+    parser.add_argument("--git-commit", help="the project's commit, where no .git comes along")
+    given = parser.parse_args()
+    with job("train") as running:
+        # Here, not above: the settings keep MLflow from calling home, and come first.
+        from penstock.registry.registration import register
+        from penstock.training.declarations import load_model
+        from penstock.training.trainer import train
+
+        settings = running.settings
+        model = load_model(settings, given.use_case)
+        names = (
+            list(model.estimators) if given.all else [given.estimator or model.default_estimator]
+        )
+        runs = [
+            train(
+                settings,
+                model,
+                estimator=name,
+                request_id=f"{running.request_id}-{name}",
+                progress=running.progress,
+                git_commit=given.git_commit,
+            )
+            for name in names
+        ]
+        # The last one registered is the challenger, so the best goes last.
+        runs.sort(key=lambda run: model.rank(run.metrics))
+        registered = []
+        for number, run in enumerate(runs):
+            running.progress("register", number, len(runs), unit="versions")
+            version = register(settings, run)
+            registered.append(
+                {"run": run.model_dump(mode="json"), "version": version.model_dump(mode="json")}
+            )
+        running.finish({"model": model.name, "trained": registered})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Draws a run's curves as PNG files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from penstock.training.metrics import Curves, Scores
+
+_INCHES = (5.0, 4.0)
+_DPI = 120
+
+
+def draw(curves: Curves, metrics: Mapping[str, float], folder: Path) -> list[Path]:
+    """Write roc.png, precision_recall.png and calibration.png into the folder."""
+    area = metrics.get("roc_auc")
+    average = metrics.get("average_precision")
+    return [
+        _draw(
+            folder / "roc.png",
+            curves.false_positive_rates,
+            curves.true_positive_rates,
+            title="ROC" if area is None else f"ROC, area {area:.3f}",
+            axes=("false positive rate", "true positive rate"),
+            diagonal=True,
+        ),
+        _draw(
+            folder / "precision_recall.png",
+            curves.recalls,
+            curves.precisions,
+            title="Precision and recall" + ("" if average is None else f", AP {average:.3f}"),
+            axes=("recall", "precision"),
+        ),
+        _draw(
+            folder / "calibration.png",
+            curves.calibration.mean_scores,
+            curves.calibration.positive_shares,
+            title="Calibration",
+            axes=("mean score of the bin", "share of positives"),
+            diagonal=True,
+            marker="o",
+        ),
+    ]
+
+
+def _draw(
+    file: Path,
+    x: Scores,
+    y: Scores,
+    *,
+    title: str,
+    axes: tuple[str, str],
+    diagonal: bool = False,
+    marker: str = "",
+) -> Path:
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    FigureCanvasAgg(figure)
+    plot = figure.add_subplot()
+    if diagonal:
+        plot.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--")
+    plot.plot(x, y, marker=marker)
+    plot.set(title=title, xlabel=axes[0], ylabel=axes[1], xlim=(0, 1), ylim=(0, 1.02))
+    plot.grid(visible=True, alpha=0.3)
+    figure.savefig(file, dpi=_DPI)
+    return file

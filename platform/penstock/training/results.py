@@ -1,0 +1,136 @@
+"""Renders our numbers beside the published ones, as a table for people and for the docs."""
+
+from collections.abc import Mapping, Sequence
+
+from penstock.records import Record
+from penstock.training.declarations import Model, PublishedResult
+from penstock.training.tracking import ESTIMATOR_TAG, FinishedRun
+
+
+class Result(Record):
+    """One estimator's newest run beside what others published for it."""
+
+    estimator: str
+    run_id: str
+    metrics: dict[str, float]
+    published: dict[str, float]
+    falls_short: tuple[str, ...]
+    """The metrics that are further below the published ones than the model's tolerance."""
+    fit_s: float | None
+    num_training_rows: int
+    num_training_positives: int
+    num_test_rows: int
+    num_test_positives: int
+
+
+def collect(model: Model, runs: Sequence[FinishedRun]) -> list[Result]:
+    """Give the newest run of each of the model's estimators, in the order of declaration."""
+    newest: dict[str, FinishedRun] = {}
+    for run in sorted(runs, key=lambda run: run.started):
+        newest[run.tags.get(ESTIMATOR_TAG, "")] = run
+    published = {result.estimator: result for result in model.published}
+    return [
+        _result(model, name, newest[name], published.get(name))
+        for name in model.estimators
+        if name in newest
+    ]
+
+
+def _result(model: Model, name: str, run: FinishedRun, published: PublishedResult | None) -> Result:
+    metrics = {m.name: run.metrics[m.name] for m in model.metrics if m.name in run.metrics}
+    numbers = dict(published.metrics) if published else {}
+    higher_is_better = {metric.name: metric.higher_is_better for metric in model.metrics}
+    return Result(
+        estimator=name,
+        run_id=run.run_id,
+        metrics=metrics,
+        published=numbers,
+        falls_short=falls_short(
+            metrics, numbers, higher_is_better, tolerance=model.published_tolerance
+        ),
+        fit_s=run.metrics.get("fit_s"),
+        **{
+            key: int(run.params[key])
+            for key in (
+                "num_training_rows",
+                "num_training_positives",
+                "num_test_rows",
+                "num_test_positives",
+            )
+        },
+    )
+
+
+def falls_short(
+    ours: Mapping[str, float],
+    published: Mapping[str, float],
+    higher_is_better: Mapping[str, bool],
+    *,
+    tolerance: float,
+) -> tuple[str, ...]:
+    """Name the published metrics that ours misses by more than the tolerance.
+
+    Ours is rounded as published numbers are, to three decimals.
+    """
+    missed = []
+    for name, number in published.items():
+        gap = number - round(ours[name], 3) if name in ours else float("inf")
+        if not higher_is_better.get(name, True):
+            gap = -gap if name in ours else gap
+        if gap > tolerance + 1e-9:
+            missed.append(name)
+    return tuple(missed)
+
+
+def to_markdown(model: Model, results: Sequence[Result]) -> str:
+    """Render the page that `penstock results` writes."""
+    named = [m.name for m in model.metrics]
+    compared = [n for n in named if any(n in r.published for r in results)]
+    others = [n for n in named if n not in compared]
+    first = results[0]
+    policy = model.split
+    lines = [
+        f"# Results: {model.name}",
+        "",
+        f"Written by `penstock results {model.use_case} --out docs/results.md` after "
+        f"`penstock train {model.use_case} --all`.",
+        "",
+        f"Trained on {policy.train_start:%Y-%m-%d} up to {policy.train_end:%Y-%m-%d} "
+        f"({first.num_training_rows:,} rows, {first.num_training_positives:,} positives), "
+        f"tested on {policy.test_start:%Y-%m-%d} up to {policy.test_end:%Y-%m-%d} "
+        f"({first.num_test_rows:,} rows, {first.num_test_positives:,} positives); "
+        f"labels known {policy.label_delay.days} days late.",
+        "",
+    ]
+    if compared and model.published_source:
+        lines += [f"Each cell: ours (published). Published: {model.published_source}.", ""]
+    lines += [
+        _row(["estimator", *compared, *others, "fit, s"]),
+        _row(["---"] * (2 + len(named))),
+    ]
+    for result in results:
+        cells = [_cell(result, name) for name in (*compared, *others)]
+        fit = "" if result.fit_s is None else f"{result.fit_s:.1f}"
+        lines.append(_row([result.estimator, *cells, fit]))
+    lines += [""]
+    short = [r for r in results if r.falls_short]
+    if compared:
+        lines += [
+            f"Every estimator is within {model.published_tolerance:g} of each published number, "
+            "or better."
+            if not short
+            else "Further than the tolerance from the published numbers: "
+            + "; ".join(f"{r.estimator} in {', '.join(r.falls_short)}" for r in short)
+            + ".",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _cell(result: Result, name: str) -> str:
+    ours = f"{result.metrics[name]:.3f}" if name in result.metrics else "-"
+    return f"{ours} ({result.published[name]:.3f})" if name in result.published else ours
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,362 @@
+"""Trains a model: training set, split, fit, evaluation, bundle, all on one tracked run."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import orjson
+
+from penstock.errors import DeclarationError, GateRefusedError, TrainingDataError
+from penstock.features.online import OnlineReader
+from penstock.features.training_set import (
+    TrainingSet,
+    build_training_set,
+    load_training_set,
+    read_training_set,
+)
+from penstock.progress import Progress, silent
+from penstock.records import Record
+from penstock.settings import Settings
+from penstock.training import bundle, environment, plots, preprocessing
+from penstock.training.declarations import Model
+from penstock.training.estimators import families
+from penstock.training.estimators.base import FitJob, Fitted
+from penstock.training.metrics import curves, evaluate
+from penstock.training.preprocessing import Preprocessing
+from penstock.training.tracking import ESTIMATOR_TAG, TrackedRun, Tracking
+from penstock.training.validation import Examples, split, suspect_leak, to_examples
+
+_STEPS = ("training set", "fit", "evaluate", "bundle")
+_TRAINING_SET_TAG = "penstock.training_set"
+_RUN_FILE = "run.json"
+
+
+class Run(Record):
+    """One finished training; its training set is its left neighbour."""
+
+    run_id: str
+    request_id: str
+    model: str
+    use_case: str
+    estimator: str
+    training_set_id: str
+    table_versions: dict[str, int]
+    num_training_rows: int
+    num_training_positives: int
+    num_test_rows: int
+    num_test_positives: int
+    metrics: dict[str, float]
+    seed: int
+    git_commit: str | None
+    environment_digest: str
+    started: datetime
+    fit_s: float
+    bundle_path: str
+
+
+def run_folder(settings: Settings, run_id: str) -> Path:
+    """Where a run's bundle lies."""
+    return settings.storage_path / "runs" / run_id
+
+
+def train(
+    settings: Settings,
+    model: Model,
+    *,
+    estimator: str | None,
+    request_id: str,
+    progress: Progress = silent,
+    git_commit: str | None = None,
+) -> Run:
+    """Train one estimator of the model and leave its bundle.
+
+    A second call for the same request goes on with the first one's run and training set, and
+    gives its result where it had finished.
+
+    Args:
+        settings: where tables, runs and the tracking database are.
+        model: what the use case declares.
+        estimator: one of the model's; None: its default.
+        request_id: names the request over all attempts.
+        progress: hears of each step.
+        git_commit: the project's commit, where the working directory is no checkout.
+
+    Raises:
+        NotFoundError: the model has no such estimator.
+        TrainingDataError: the training set cannot be trained on.
+        GateRefusedError: a metric is too good to be true: the future leaked in.
+    """
+    name = estimator or model.default_estimator
+    model.estimator(name)
+    commit = git_commit or environment.git_commit(settings.project_root)
+    tracking = Tracking.open(settings)
+    known = tracking.find_run(model.name, request_id)
+    if known is not None and (finished := _read_run(settings, known)) is not None:
+        return finished
+    tags = {
+        "penstock.use_case": model.use_case,
+        "penstock.model": model.name,
+        ESTIMATOR_TAG: name,
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
+    with tracking.run(
+        experiment=model.name, name=f"{name}-{request_id[:8]}", request_id=request_id, tags=tags
+    ) as tracked:
+        attempt = _Attempt(settings, model, name, request_id, tracked, progress, commit)
+        return attempt.run()
+
+
+def _read_run(settings: Settings, run_id: str) -> Run | None:
+    folder = run_folder(settings, run_id)
+    if not (folder / _RUN_FILE).is_file():
+        return None
+    return Run.model_validate_json((folder / _RUN_FILE).read_bytes())
+
+
+class _Attempt:
+    """One attempt at a request, from its training set to its bundle."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        name: str,
+        request_id: str,
+        tracked: TrackedRun,
+        progress: Progress,
+        git_commit: str | None,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._name = name
+        self._config = model.estimator(name)
+        self._request_id = request_id
+        self._tracked = tracked
+        self._progress = progress
+        self._git_commit = git_commit
+        self._started = datetime.now(UTC)
+        self._packages = environment.packages()
+
+    def run(self) -> Run:
+        self._step(0)
+        training_set = self._training_set()
+        train_side, test_side = self._examples(training_set)
+        self._log_start(training_set, train_side, test_side)
+        self._step(1)
+        scaling = preprocessing.fit(train_side.features, feature_names=training_set.feature_names)
+        started_s = time.monotonic()
+        fitted = self._fit(scaling, train_side)
+        fit_s = time.monotonic() - started_s
+        self._step(2)
+        self._tracked.log_history(fitted.history)
+        graph = bundle.assemble(scaling, fitted)
+        # What is measured is what will be served: the graph, on the features as they come.
+        scores = bundle.onnx_predictor(graph)(test_side.features)
+        metrics = evaluate(self._model.metrics, test_side, scores)
+        self._tracked.log_metrics({**metrics, "fit_s": fit_s})
+        leak = suspect_leak(self._model.leak_alarm, metrics)
+        if leak is not None:
+            raise GateRefusedError(leak.finding, allowed=leak.allowed, next_step=leak.next_step)
+        self._step(3)
+        run = self._describe(training_set, train_side, test_side, metrics, fit_s)
+        self._write(run, training_set, scaling, fitted, graph)
+        with TemporaryDirectory() as folder:
+            self._draw(Path(folder), test_side, scores, metrics, run)
+        shutil.rmtree(self._checkpoints() / self._tracked.run_id, ignore_errors=True)
+        # Last: a run whose record is there is never begun again.
+        file = run_folder(self._settings, run.run_id) / _RUN_FILE
+        partial = file.with_suffix(".partial")
+        partial.write_bytes(orjson.dumps(run.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+        partial.rename(file)
+        self._progress("train", len(_STEPS), len(_STEPS), unit="steps")
+        return run
+
+    def _step(self, number: int) -> None:
+        self._progress(f"{self._name}: {_STEPS[number]}", number, len(_STEPS), unit="steps")
+
+    def _training_set(self) -> TrainingSet:
+        if self._tracked.is_resumed:
+            known = self._tracked.tag(_TRAINING_SET_TAG)
+            if known:
+                return load_training_set(self._settings, known)
+        policy = self._model.split
+        training_set = build_training_set(
+            self._settings,
+            use_case=self._model.use_case,
+            service=self._model.feature_service,
+            label_table=self._model.label_table,
+            label=self._model.label,
+            start=policy.train_start_utc,
+            end=policy.test_end_utc,
+            extra_columns=self._model.group_columns,
+            progress=self._progress,
+        )
+        if self._model.label in training_set.feature_names:
+            raise DeclarationError(
+                f"the feature service {self._model.feature_service} holds the label "
+                f"{self._model.label!r}",
+                allowed="features that are known before the label is",
+            )
+        self._tracked.set_tags(
+            {
+                _TRAINING_SET_TAG: training_set.id,
+                **{
+                    f"penstock.table.{table}": str(version)
+                    for table, version in training_set.table_versions.items()
+                },
+            }
+        )
+        return training_set
+
+    def _examples(self, training_set: TrainingSet) -> tuple[Examples, Examples]:
+        frame = read_training_set(training_set)
+        if frame.is_empty():
+            raise TrainingDataError(
+                f"the training set of {self._model.name} has no rows",
+                allowed=f"{self._model.label_table} has events from {self._model.split.train_start}"
+                f" to {self._model.split.test_end}",
+                next_step=f"ingest them, or mend the split: `penstock data show "
+                f"{self._model.label_table}`",
+            )
+        label = self._model.label
+        sides = split(frame, self._model.split, event_time=training_set.event_time, label=label)
+        train_side, test_side = (
+            to_examples(
+                side_frame, feature_names=training_set.feature_names, label=label, side=side
+            )
+            for side_frame, side in zip(sides, ("training", "test"), strict=True)
+        )
+        return train_side, test_side
+
+    def _log_start(
+        self, training_set: TrainingSet, train_side: Examples, test_side: Examples
+    ) -> None:
+        policy = self._model.split
+        self._tracked.log_params(
+            {
+                **self._config.model_dump(mode="json"),
+                "estimator": self._name,
+                "feature_service": self._model.feature_service,
+                "num_features": len(training_set.feature_names),
+                "label": self._model.label,
+                "train_start": policy.train_start_utc.isoformat(),
+                "train_end": policy.train_end_utc.isoformat(),
+                "test_start": policy.test_start_utc.isoformat(),
+                "test_end": policy.test_end_utc.isoformat(),
+                "label_delay_s": policy.label_delay.total_seconds(),
+                "num_training_rows": train_side.num_rows,
+                "num_training_positives": train_side.num_positives,
+                "num_test_rows": test_side.num_rows,
+                "num_test_positives": test_side.num_positives,
+                "environment_digest": environment.digest(self._packages),
+            }
+        )
+
+    def _checkpoints(self) -> Path:
+        return self._settings.storage_path / "checkpoints"
+
+    def _fit(self, scaling: Preprocessing, train_side: Examples) -> Fitted:
+        job = FitJob(
+            name=self._tracked.run_id,
+            checkpoints=self._checkpoints(),
+            import_folders=(self._settings.feature_repo, str(self._settings.feature_repo_path)),
+        )
+        scaled = scaling.apply(train_side.features)
+        try:
+            return families.fit(self._config, scaled, train_side.labels, job)
+        except TrainingDataError:
+            # The same data ends the same way: nothing to go on from.
+            shutil.rmtree(self._checkpoints() / self._tracked.run_id, ignore_errors=True)
+            raise
+
+    def _describe(
+        self,
+        training_set: TrainingSet,
+        train_side: Examples,
+        test_side: Examples,
+        metrics: dict[str, float],
+        fit_s: float,
+    ) -> Run:
+        folder = run_folder(self._settings, self._tracked.run_id)
+        return Run(
+            run_id=self._tracked.run_id,
+            request_id=self._request_id,
+            model=self._model.name,
+            use_case=self._model.use_case,
+            estimator=self._name,
+            training_set_id=training_set.id,
+            table_versions=training_set.table_versions,
+            num_training_rows=train_side.num_rows,
+            num_training_positives=train_side.num_positives,
+            num_test_rows=test_side.num_rows,
+            num_test_positives=test_side.num_positives,
+            metrics=metrics,
+            seed=self._config.seed,
+            git_commit=self._git_commit,
+            environment_digest=environment.digest(self._packages),
+            started=self._started,
+            fit_s=round(fit_s, 3),
+            bundle_path=str(folder / "bundle"),
+        )
+
+    def _write(
+        self,
+        run: Run,
+        training_set: TrainingSet,
+        scaling: Preprocessing,
+        fitted: Fitted,
+        graph: bytes,
+    ) -> None:
+        bundle.write(
+            Path(run.bundle_path),
+            preprocessing=scaling,
+            fitted=fitted,
+            graph=graph,
+            signature=self._signature(training_set),
+            training={
+                **run.model_dump(mode="json", exclude={"bundle_path"}),
+                "config": self._config.model_dump(mode="json"),
+                "split": self._model.split.model_dump(mode="json"),
+                "packages": self._packages,
+            },
+        )
+
+    def _signature(self, training_set: TrainingSet) -> Mapping[str, Any]:
+        model = self._model
+        reader = OnlineReader.open(self._settings, model.use_case, model.feature_service)
+        try:
+            served = reader.feature_names
+            request_fields = [field.model_dump(mode="json") for field in reader.request_fields]
+        finally:
+            reader.close()
+        if served != training_set.feature_names:
+            raise DeclarationError(
+                f"the feature service {model.feature_service} has changed since the training set "
+                f"{training_set.id[:12]} was built",
+                next_step="train again",
+            )
+        return {
+            "model": model.name,
+            "estimator": self._name,
+            "use_case": model.use_case,
+            "feature_service": model.feature_service,
+            "feature_names": list(training_set.feature_names),
+            "request_fields": request_fields,
+            "label": model.label,
+            "threshold": model.serving.decision_threshold,
+            "serving": model.serving.model_dump(mode="json"),
+        }
+
+    def _draw(
+        self, folder: Path, test_side: Examples, scores: Any, metrics: dict[str, float], run: Run
+    ) -> None:
+        plots.draw(curves(test_side.labels, scores), metrics, folder)
+        option = orjson.OPT_INDENT_2
+        (folder / "environment.json").write_bytes(orjson.dumps(self._packages, option=option))
+        described = run.model_dump(mode="json")
+        (folder / _RUN_FILE).write_bytes(orjson.dumps(described, option=option))
+        self._tracked.log_artifacts(folder)
