@@ -235,6 +235,8 @@ def load_settings(**overrides: Any) -> Settings:
     if not isinstance(table, dict):
         raise SettingsError(f"[tool.penstock] in {file} is {type(table).__name__}, not a table")
     _refuse_unknown_variables(os.environ)
+    # MLflow calls home as soon as it is imported, and settings are loaded before anything heavy is.
+    export_environment({"MLFLOW_DISABLE_TELEMETRY": "true"})
     try:
         return Settings(**{"project_root": root, **table, **overrides})
     except ValidationError as error:
