@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from real_data import REPO_ROOT
+from penstock.cluster.local import LocalCluster
+from projects import REPO_ROOT, Project
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -49,7 +50,23 @@ def run(command: str, environment: Mapping[str, str], replace: Mapping[str, str]
     began = time.monotonic()
     done = subprocess.run(
         ["bash", "-c", command],
-        cwd=REPO_ROOT, env={**os.environ, **environment, "PATH": path},
+        cwd=REPO_ROOT, env={**environment, "PATH": path},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     return Step(command, done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+
+
+def walk(project: Project, cluster: LocalCluster, sample: Path) -> Iterator[Step]:
+    """Run the README's journey in the project, up to the first command that fails."""
+    replace = {
+        ".penstock/sample": str(sample),
+        "http://127.0.0.1:8000": cluster.serving_url,
+    }
+    for command in commands("The journey"):
+        # Whoever started the Ray takes it down.
+        if command == "penstock down":
+            continue
+        step = run(command, project.environment, replace)
+        yield step
+        if step.exit_code:
+            return
