@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -60,24 +59,41 @@ def run_job(
     folder = settings.project_root / "jobs"
     if not (folder / f"{script}.py").is_file():
         raise unknown_name("job", script, (path.stem for path in folder.glob("*.py")))
-    request = request_id or uuid.uuid4().hex
+    return _run(
+        settings, script, [f"jobs/{script}.py", *arguments], request_id or uuid.uuid4().hex, env
+    )
+
+
+def run_module(settings: Settings, module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run a module of the package on the cluster, as `run_job` runs a script."""
+    return _run(settings, module, ["-m", module, *arguments], uuid.uuid4().hex, None)
+
+
+def _run(
+    settings: Settings,
+    name: str,
+    command: Sequence[str],
+    request_id: str,
+    env: Mapping[str, str] | None,
+) -> dict[str, Any]:
     client = submission_client(settings)
-    submission_id = submission_id_of(script, request)
+    submission_id = submission_id_of(name, request_id)
+    # A job's driver runs in a login shell that may find another python first.
     interpreter = sys.executable if settings.ray.address is None else "python"
     _submit_once(
         client,
         submission_id,
-        entrypoint=shlex.join([interpreter, f"jobs/{script}.py", *arguments]),
-        runtime_env=runtime_env(settings, {REQUEST_ID_VARIABLE: request, **(env or {})}),
+        entrypoint=shlex.join([interpreter, *command]),
+        runtime_env=runtime_env(settings, {REQUEST_ID_VARIABLE: request_id, **(env or {})}),
     )
-    follower = Follower(client, submission_id, Console(stderr=True), title=f"{script}: starting")
+    follower = Follower(client, submission_id, Console(stderr=True), title=f"{name}: starting")
     return follower.follow()
 
 
-def submission_id_of(script: str, request_id: str) -> str:
+def submission_id_of(name: str, request_id: str) -> str:
     """Name the job of a request: the same request, the same job."""
-    digest = hashlib.sha256(f"{script}\0{request_id}".encode()).hexdigest()[:16]
-    return f"{Path(script).name}-{digest}"
+    digest = hashlib.sha256(f"{name}\0{request_id}".encode()).hexdigest()[:16]
+    return f"{name.rpartition('.')[2]}-{digest}"
 
 
 def _submit_once(
