@@ -1,6 +1,7 @@
 """What can be looked up for a payment: by its customer, by its terminal, and from itself."""
 
 from datetime import timedelta
+from inspect import getsource
 
 from feast import Entity, FeatureView, Field, OnDemandFeatureView, RequestSource
 from feast.transformation.python_transformation import PythonTransformation
@@ -54,6 +55,6 @@ payment_view = OnDemandFeatureView(
         Field(name="TX_DURING_NIGHT", dtype=Int64),
     ],
     feature_transformation=PythonTransformation(
-        udf=payment_features, udf_string="card_fraud.transforms.payment_features"
+        udf=payment_features, udf_string=getsource(payment_features)
     ),
 )

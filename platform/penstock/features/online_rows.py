@@ -86,7 +86,6 @@ class RowStore(Protocol):
         """Let go of connections."""
 
 
-
 def value_fields(view: FeatureView) -> dict[str, str]:
     """Name the field of Feast's `Value` that carries each feature of the view.
 

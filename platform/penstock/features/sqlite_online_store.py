@@ -213,7 +213,7 @@ class RowSqliteOnlineStore(OnlineStore):  # type: ignore[misc]  # feast has no t
 class _applied:  # noqa: N801 - reads as a clause of a with statement
     """Turn SQLite's "no such table" into what the user can do about it."""
 
-    def __init__(self, view: FeatureView):
+    def __init__(self, view: FeatureView) -> None:
         self._view = view
 
     def __enter__(self) -> None:
@@ -221,7 +221,9 @@ class _applied:  # noqa: N801 - reads as a clause of a with statement
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, sqlite3.OperationalError) and (
-            "no such table" in str(error) or "no column" in str(error) or "no such col" in str(error)
+            "no such table" in str(error)
+            or "no column" in str(error)
+            or "no such col" in str(error)
         ):
             raise NotFoundError(
                 f"the online store has no place for the feature view {self._view.name!r} "
