@@ -6,10 +6,13 @@ A large source is split into units of work, which Ray Data spreads over the clus
 
 import csv
 import hashlib
+import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import orjson
 import polars as pl
@@ -70,6 +73,33 @@ class SqlSource(Record):
 
 
 Source = FileSource | SqlSource
+
+
+def leave_query(source: SqlSource, folder: Path) -> Path:
+    """Leave a query for a job in a file that only we can read: its URL may have a password."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{uuid.uuid4().hex}.json"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        content = {"url": source.url.get_secret_value(), "query": source.query}
+        file.write(orjson.dumps(content))
+    return path
+
+
+def take_query(path: Path) -> SqlSource:
+    """Read a query that was left for a job, and remove the file.
+
+    Raises:
+        DataError: the file is absent or holds something else.
+    """
+    try:
+        content = orjson.loads(path.read_bytes())
+        return SqlSource(url=SecretStr(content["url"]), query=content["query"])
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} holds no query: {type(error).__name__}", allowed='{"url": …, "query": …}'
+        ) from None
+    finally:
+        path.unlink(missing_ok=True)
 
 
 class Unit(Record):
@@ -327,16 +357,10 @@ def _read_sql(source: SqlSource, table: Table) -> Iterator[RawBlock]:
 
 def _sql_failure(source: SqlSource, error: Exception) -> DataError:
     text = str(getattr(error, "orig", None) or error).splitlines()[0][:300]
-    password = _password(source.url.get_secret_value())
-    if password:
-        text = text.replace(password, "***")
+    password = urlsplit(source.url.get_secret_value()).password
+    for secret in {password, unquote(password or "")} - {None, ""}:
+        text = text.replace(str(secret), "***")
     return DataError(f"the query {source.name} failed: {text}", next_step="check URL and query")
-
-
-def _password(url: str) -> str | None:
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).password
 
 
 def for_each(
