@@ -6,7 +6,7 @@ from pathlib import Path
 from penstock.cluster.job import job
 from penstock.data.contracts import get_table
 from penstock.data.ingest import ingest
-from penstock.data.sources import FileSource, Source, take_query
+from penstock.data.source_kinds import FileSource, Source, take_query
 from penstock.errors import DataError
 
 

@@ -1,0 +1,1 @@
+"""The use case card_fraud: which card payments are fraud."""

@@ -46,7 +46,7 @@ def ingest(
     """
     from penstock.cluster.jobs import run_job
     from penstock.data.contracts import get_table
-    from penstock.data.sources import SqlSource, leave_query
+    from penstock.data.source_kinds import SqlSource, leave_query
     from penstock.errors import PenstockError, UserError
     from penstock.settings import load_settings
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 from penstock.data import quarantine, tables
 from penstock.data.checks import ROW, RawBlock
 from penstock.data.contracts import Table
-from penstock.data.sources import Inspected, Source, for_each, inspect
+from penstock.data.source_kinds import Inspected, Source
+from penstock.data.sources import for_each, inspect
 from penstock.data.staging import (
     StagedUnit,
     kept_rows,
@@ -188,7 +189,7 @@ def _land(
     def bad_frames() -> Iterator[pl.DataFrame]:
         now = datetime.now(UTC)
         for index, frame in _bad_rows(landing, repeated, table):
-            counts = frame.group_by("column", "rule").len()
+            counts = frame.group_by("column", "rule").len().sort("column", "rule")
             for column, rule, number in counts.iter_rows():
                 bad_counts[index][f"{column}: {rule}"] += number
             yield frame.with_columns(

@@ -19,7 +19,7 @@ from pydantic import Field
 from penstock.data import sources
 from penstock.data.checks import ROW, Checked, check
 from penstock.data.contracts import Table
-from penstock.data.sources import SqlSource, Unit
+from penstock.data.source_kinds import SqlSource, Unit
 from penstock.errors import BusyError, DataError
 from penstock.locks import exclusive
 from penstock.records import Record

@@ -6,7 +6,7 @@ commit a no-op, atomically with the data, so that repeating work after a crash a
 """
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,14 @@ from deltalake import CommitProperties, DeltaTable, Transaction, WriterPropertie
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from penstock.data import statistics
+from penstock.data.commit_stream import (
+    HIDDEN,
+    PARTITIONS,
+    CommitStream,
+    PartitionBy,
+    frames_of,
+    storable,
+)
 from penstock.data.statistics import ColumnStatistics, Summary
 from penstock.errors import BusyError, DataError, IntegrityError, NotFoundError, unknown_name
 from penstock.locks import exclusive
@@ -26,13 +34,6 @@ from penstock.settings import Settings
 from penstock.use_cases import split_name
 
 Mode = Literal["append", "overwrite"]
-PartitionBy = Literal["day", "month"]
-# The hidden column that splits the stored files, by what it is derived from.
-_PARTITIONS: dict[PartitionBy, tuple[str, str]] = {
-    "day": ("__day", "%Y-%m-%d"),
-    "month": ("__month", "%Y-%m"),
-}
-_HIDDEN = frozenset(column for column, _ in _PARTITIONS.values())
 _METADATA = "penstock."
 _STATISTICS_ID = "statistics"
 _STATISTICS_FOLDER = "_penstock_statistics"
@@ -125,7 +126,7 @@ class TableFolder:
     def scan(self, version: int | None = None) -> pl.LazyFrame:
         """Read the table lazily, at the newest version or the one asked for."""
         frame = pl.scan_delta(self._open(version))
-        return frame.drop(_HIDDEN & set(frame.collect_schema().names()))
+        return frame.drop(HIDDEN & set(frame.collect_schema().names()))
 
     def known_transactions(self, names: Iterable[str]) -> set[str]:
         """Those of the app transactions that some commit of the table carried."""
@@ -137,7 +138,7 @@ class TableFolder:
     def partition_by(self) -> PartitionBy | None:
         """How the table's files are split by event time."""
         columns = self._open().metadata().partition_columns
-        return next((by for by, (name, _) in _PARTITIONS.items() if name in columns), None)
+        return next((by for by, (name, _) in PARTITIONS.items() if name in columns), None)
 
     def delete_rows(self, column: str, values: Sequence[str]) -> None:
         """Commit a version without the rows whose column has one of these values."""
@@ -194,11 +195,11 @@ class TableFolder:
             DataError: the columns are not those of the table, or of a type it cannot keep.
             BusyError: another writer held the table for ten minutes, or came in between.
         """
-        batches, schema = _frames(data)
-        schema = pl.Schema({name: _storable(name, dtype) for name, dtype in schema.items()})
+        batches, schema = frames_of(data)
+        schema = pl.Schema({name: storable(name, dtype) for name, dtype in schema.items()})
         if (partition_by is None) != (event_time is None):
             raise DataError("a partition needs the event time's column, and the other way round")
-        partition = _PARTITIONS[partition_by] if partition_by else None
+        partition = PARTITIONS[partition_by] if partition_by else None
         part = uuid.uuid4().hex
         transactions = dict(transactions or {})
         with exclusive(self._lock_path, what=f"table {self.name}", wait_s=_WAIT_S):
@@ -208,7 +209,7 @@ class TableFolder:
                     return self.latest()
                 if mode == "append":
                     schema = self._check_columns(existing, schema, partition)
-            stream = _Stream(
+            stream = CommitStream(
                 batches, schema, partition, event_time, self.path / _STATISTICS_FOLDER, part
             )
             try:
@@ -246,13 +247,13 @@ class TableFolder:
         self, existing: DeltaTable, schema: pl.Schema, partition: tuple[str, str] | None
     ) -> pl.Schema:
         stored = pl.scan_delta(existing).collect_schema()
-        hidden = [name for name in stored if name in _HIDDEN]
+        hidden = [name for name in stored if name in HIDDEN]
         if hidden != ([partition[0]] if partition else []):
             raise DataError(
                 f"table {self.name} is split by {hidden or 'nothing'}, the new rows by "
                 f"{partition[0] if partition else 'nothing'}"
             )
-        wanted = pl.Schema({k: v for k, v in stored.items() if k not in _HIDDEN})
+        wanted = pl.Schema({k: v for k, v in stored.items() if k not in HIDDEN})
         if dict(schema) != dict(wanted):
             differing = sorted(
                 name
@@ -265,87 +266,6 @@ class TableFolder:
                 allowed=", ".join(f"{name} ({wanted.get(name, 'absent')})" for name in differing),
             )
         return wanted
-
-
-def _frames(
-    data: pl.DataFrame | pa.RecordBatchReader,
-) -> tuple[Iterator[pl.DataFrame], pl.Schema]:
-    if isinstance(data, pl.DataFrame):
-        return iter([data]), data.schema
-    empty = pl.DataFrame(pl.from_arrow(data.schema.empty_table()))
-    frames = (pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch]))) for batch in data)
-    return frames, empty.schema
-
-
-def _storable(name: str, dtype: pl.DataType) -> pl.DataType:
-    """The type that the table keeps instead, without loss; times are microseconds in UTC."""
-    if isinstance(dtype, pl.Datetime):
-        return pl.Datetime("us", "UTC")
-    if dtype in (pl.Categorical, pl.Enum):
-        return pl.String()
-    if dtype in (pl.UInt8, pl.UInt16, pl.UInt32):
-        return pl.Int64()
-    if dtype in (pl.UInt64, pl.Null, pl.Object, pl.Time, pl.Duration):
-        raise DataError(
-            f"column {name!r} is {dtype}, which no table keeps",
-            next_step="cast it to a signed integer, a float, a string or a timestamp",
-        )
-    return dtype
-
-
-class _Stream:
-    """Hands frames to the writer, takes their statistics, and keeps what its source raised."""
-
-    def __init__(
-        self,
-        frames: Iterator[pl.DataFrame],
-        schema: pl.Schema,
-        partition: tuple[str, str] | None,
-        event_time: str | None,
-        folder: Path,
-        part: str,
-    ) -> None:
-        self.failure: BaseException | None = None
-        self._frames = frames
-        self._schema = schema
-        self._partition = partition
-        self._event_time = event_time
-        self._statistics_path = folder / f"{part}.parquet"
-
-    def reader(self) -> pa.RecordBatchReader:
-        empty = self._with_partition(pl.DataFrame(schema=self._schema))
-        schema = empty.to_arrow().schema
-        return pa.RecordBatchReader.from_batches(schema, self._batches())
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        summaries: dict[str, Summary] = {}
-        statistics.update(summaries, pl.DataFrame(schema=self._schema))
-        try:
-            for frame in self._frames:
-                typed = self._typed(frame)
-                statistics.update(summaries, typed)
-                yield from self._with_partition(typed).to_arrow().to_batches()
-            # Must be on disk before the commit that names it, which follows this stream's end.
-            statistics.store(summaries.values(), self._statistics_path)
-        except BaseException as error:
-            self.failure = error
-            raise
-
-    def _typed(self, frame: pl.DataFrame) -> pl.DataFrame:
-        columns = []
-        for name, dtype in self._schema.items():
-            column = pl.col(name)
-            given = frame.schema[name]
-            if isinstance(given, pl.Datetime) and given.time_zone is None:
-                column = column.dt.replace_time_zone("UTC")
-            columns.append(column if given == dtype else column.cast(dtype))
-        return frame.select(columns)
-
-    def _with_partition(self, frame: pl.DataFrame) -> pl.DataFrame:
-        if self._partition is None or self._event_time is None:
-            return frame
-        name, form = self._partition
-        return frame.with_columns(pl.col(self._event_time).dt.strftime(form).alias(name))
 
 
 def at_path(path: str | Path) -> TableFolder:
