@@ -25,7 +25,7 @@ from penstock.serving.policy import ReplicaPolicy
 from penstock.serving.root import ROOT_APP
 from penstock.settings import Settings
 
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 180.0
 _ANSWER_TIMEOUT_S = 30.0
 _POLL_S = 0.05
 _NUM_ANSWERS = 3

@@ -154,8 +154,22 @@ async def send_answer(send: Send, answer: Answer) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-async def run_lifespan(receive: Receive, send: Send) -> None:
-    """Take part in ASGI's start and stop; the work itself happens in the constructor."""
+class AsgiApp:
+    """A handler in the shape that Serve looks for: uvicorn takes a bound method for ASGI 2."""
+
+    def __init__(self, handle: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        """Wrap the handler of all requests."""
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or take part in start and stop, where the work is a constructor's."""
+        if scope["type"] == "lifespan":
+            await _run_lifespan(receive, send)
+        else:
+            await self._handle(scope, receive, send)
+
+
+async def _run_lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":

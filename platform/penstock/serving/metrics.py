@@ -67,7 +67,8 @@ class RequestMetrics:
             self._rows,
             self._missing,
         ):
-            metric.set_default_tags(tags)
+            # A dict of its own: Serve adds its tags to it.
+            metric.set_default_tags(dict(tags))
         self._code_tags: dict[int, dict[str, str]] = {}
 
     def count(self, status: int, latency_s: float) -> None:

@@ -96,9 +96,9 @@ class Replica:
         batching.set_max_batch_size(self._policy.max_batch_size)
         batching.set_batch_wait_timeout_s(self._policy.batch_wait_s)
 
-    def __serve_build_asgi_app__(self) -> Any:
+    def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
-        return self.handle
+        return http.AsgiApp(self.handle)
 
     async def check_health(self) -> None:
         """Fail where the model can no longer predict; Serve then replaces the replica."""
@@ -106,9 +106,6 @@ class Replica:
 
     async def handle(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         """Answer one request."""
-        if scope["type"] == "lifespan":
-            await http.run_lifespan(receive, send)
-            return
         started_s = time.perf_counter()
         answer = await http.answer_safely(self._answer, scope, receive)
         await http.send_answer(send, answer)

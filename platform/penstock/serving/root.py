@@ -31,15 +31,12 @@ class Root:
         self._applications: dict[str, str] = {}
         self._looked_at_s = float("-inf")
 
-    def __serve_build_asgi_app__(self) -> Any:
+    def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
-        return self.handle
+        return http.AsgiApp(self.handle)
 
     async def handle(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         """Answer one request."""
-        if scope["type"] == "lifespan":
-            await http.run_lifespan(receive, send)
-            return
         await http.send_answer(send, await http.answer_safely(self._answer, scope, receive))
 
     async def _answer(self, scope: http.Scope, receive: http.Receive) -> http.Answer:
