@@ -7,7 +7,8 @@ from typing import Any
 import penstock
 from penstock.settings import Settings
 
-# Written as in a .gitignore; what .gitignore itself names is left out by Ray anyway.
+# Written as in a .gitignore; what .gitignore itself names is left out by Ray anyway. Ray holds each
+# against the project's root and against the package's alike: no room's name may stand here.
 _NEVER_SENT = (
     ".git",
     ".venv",
@@ -20,7 +21,6 @@ _NEVER_SENT = (
     "/tests",
     "/docs",
     "/benchmarks",
-    "/data",
     "*.parquet",
     "*.csv",
     "*.db",
