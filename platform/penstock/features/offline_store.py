@@ -103,7 +103,7 @@ class PenstockOfflineStore(OfflineStore):
             )
 
         def read() -> pa.Table:
-            keys = pl.from_arrow(labels.select(list(needed)))
+            keys = source_files.to_polars(labels.select(list(needed)))
             checked = point_in_time.plan(
                 keys,
                 views,
@@ -150,7 +150,7 @@ class PenstockOfflineStore(OfflineStore):
                 _between(
                     source_files.scan(data_source, config), timestamp_field, start_date, end_date
                 )
-                .select(dict.fromkeys([*join_key_columns, *feature_name_columns, *times]))
+                .select(list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times])))
                 .drop_nulls([*join_key_columns, timestamp_field])
                 .collect()
             )
@@ -183,7 +183,7 @@ class PenstockOfflineStore(OfflineStore):
                 _between(
                     source_files.scan(data_source, config), timestamp_field, start_date, end_date
                 )
-                .select(dict.fromkeys(columns))
+                .select(list(dict.fromkeys(columns)))
                 .collect()
             )
             return to_plain_arrow(rows if join_key_columns else _with_dummy_entity(rows))

@@ -213,12 +213,14 @@ def _match(
     """For each label in time order: the number of its source row, or null."""
     schema = view.frame.collect_schema()
     keys = [f"__key{i}" for i in range(len(view.join_keys))]
+    ours = [
+        align_keys(mine, checked.labels.schema[mine], theirs, schema[theirs], view.name)[0]
+        for mine, theirs in zip(view.join_keys, view.source_keys, strict=True)
+    ]
     left = checked.labels.select(
-        align_keys(ours, checked.labels.schema[ours], theirs, schema[theirs], view.name)[0].alias(
-            key
-        )
-        for key, ours, theirs in zip(keys, view.join_keys, view.source_keys, strict=True)
-    ).with_columns(moments.alias(_TIME))
+        *(expression.alias(key) for key, expression in zip(keys, ours, strict=True)),
+        moments.alias(_TIME),
+    )
     if by_time is not None:
         left = left[by_time]
     ttl = ticks_of(view.ttl, checked.unit)

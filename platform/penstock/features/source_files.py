@@ -63,7 +63,7 @@ def append(source: DataSource | None, table: pa.Table, config: RepoConfig) -> No
             allowed=f"{', '.join(stored.names())}, in this order",
         )
     try:
-        rows = _polars(table).cast(stored)
+        rows = to_polars(table).cast(stored)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"the rows do not fit the source {readable.name!r}: {error}") from error
     if isinstance(readable, DeltaSource) or isinstance(readable.file_format, DeltaFormat):
@@ -92,7 +92,7 @@ def replace(
         target = tables.at_path(_delta_location(readable, config))
         if target.exists() and not allow_overwrite:
             return False
-        target.commit(_polars(table), mode="overwrite")
+        target.commit(to_polars(table), mode="overwrite")
         return True
     location = _location(readable, config)
     filesystem, path = FileSource.create_filesystem_and_path(
@@ -112,7 +112,8 @@ def replace(
     return True
 
 
-def _polars(table: pa.Table) -> pl.DataFrame:
+def to_polars(table: pa.Table) -> pl.DataFrame:
+    """The table as a frame, without a copy where its types allow."""
     frame = pl.from_arrow(table)
     if not isinstance(frame, pl.DataFrame):
         raise TypeError(f"an Arrow table became {type(frame).__name__}")
