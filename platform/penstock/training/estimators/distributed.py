@@ -1,9 +1,11 @@
 """Runs a training function on Ray Train's workers."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -77,6 +79,14 @@ def run(
             next_step="lower learning_rate in model.py, or look for extreme feature values",
         )
     return returned
+
+
+def share() -> tuple[int, int]:
+    """Give this worker's rank and the number of workers, and keep Ray Train's remarks short."""
+    # It writes two lines for each report; the metrics themselves are in the tracked run.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    context = ray.train.get_context()
+    return context.get_world_rank(), context.get_world_size()
 
 
 def has_gpus(num_workers: int) -> bool:

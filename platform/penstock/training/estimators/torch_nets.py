@@ -1,9 +1,11 @@
 """Neural nets by torch on Ray Train: our own feed-forward net, or a module of the user's."""
 
 import importlib
+import logging
 import math
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +114,13 @@ def _worker(parts: dict[str, Any]) -> dict[str, Any]:
     import ray
     import ray.train.torch
 
+    from penstock.training.estimators import distributed
+
     config: TorchConfig = parts["config"]
     _extend_path(parts["import_folders"])
     torch.set_num_threads(config.num_cpus_per_worker)
     torch.use_deterministic_algorithms(mode=not parts["use_gpu"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    rank, world = distributed.share()
     device = ray.train.torch.get_device()
     scaled, labels = ray.get([parts["scaled"], parts["labels"]])
     # Ray's arrays are read-only views of shared memory, which torch does not take.
@@ -232,15 +235,20 @@ class _Scorer(nn.Module):
 def export(native: "TorchNet") -> bytes:
     """Give the net's graph, from float32 [n, F] to the score."""
     example = torch.zeros(3, native.num_features)
-    program = torch.onnx.export(
-        _Scorer(native.net).eval(),
-        (example,),
-        dynamo=True,
-        verbose=False,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes=({0: torch.export.Dim("n")},),
-    )
+    # The exporter remarks that torchvision, which nobody asked for, is absent.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # torch 2.13's exporter uses what torch 2.13 deprecates.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+        program = torch.onnx.export(
+            _Scorer(native.net).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+        )
     if program is None:
         raise TypeError("torch.onnx.export gave no program")
     serialised: bytes = program.model_proto.SerializeToString()

@@ -57,11 +57,11 @@ def parameters(config: XGBoost, *, use_gpu: bool) -> dict[str, Any]:
 
 def _worker(parts: dict[str, Any]) -> dict[str, Any]:
     import ray
-    import ray.train
+
+    from penstock.training.estimators import distributed
 
     config: XGBoost = parts["config"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    rank, world = distributed.share()
     scaled, labels = ray.get([parts["scaled"], parts["labels"]])
     train = xgboost.DMatrix(scaled[rank::world], label=labels[rank::world])
     before = _resume()

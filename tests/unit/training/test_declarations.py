@@ -1,0 +1,131 @@
+"""What a use case may declare about its model."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from pydantic import ValidationError
+
+from penstock.errors import DeclarationError, NotFoundError
+from penstock.settings import Settings
+from penstock.training.declarations import (
+    GatePolicy,
+    LeakAlarm,
+    LogisticRegression,
+    Model,
+    RocAuc,
+    TimeSplit,
+    TopGroupsPrecision,
+    TorchModule,
+    XGBoost,
+    load_model,
+)
+
+SPLIT = {
+    "train_start": datetime(2024, 1, 1),
+    "train_end": datetime(2024, 1, 8),
+    "label_delay": timedelta(days=2),
+    "test_start": datetime(2024, 1, 10),
+    "test_end": datetime(2024, 1, 17),
+}
+MODEL = {
+    "name": "spills",
+    "label_table": "reservoir.readings",
+    "label": "SPILLED",
+    "feature_service": "reservoir_v1",
+    "split": TimeSplit(**SPLIT),
+    "estimators": {"linear": LogisticRegression(), "boosted": XGBoost()},
+    "default_estimator": "boosted",
+    "metrics": (RocAuc(), TopGroupsPrecision(name="stations_at_5", group="STATION", k=5)),
+    "primary_metric": "roc_auc",
+    "gate": GatePolicy(metric="roc_auc"),
+}
+
+
+class TestTimeSplit:
+    def test_a_naive_moment_is_read_in_the_splits_zone(self):
+        split = TimeSplit(**SPLIT, zone="Europe/Paris")
+        assert split.train_start_utc == datetime(2023, 12, 31, 23, tzinfo=UTC)
+
+    def test_a_moment_with_a_zone_keeps_it(self):
+        split = TimeSplit(**SPLIT | {"train_start": datetime(2024, 1, 1, tzinfo=UTC)}, zone="UTC")
+        assert split.train_start_utc == datetime(2024, 1, 1, tzinfo=UTC)
+
+    @pytest.mark.parametrize(
+        ("changed", "words"),
+        [
+            ({"train_end": datetime(2024, 1, 1)}, "train_start must come before"),
+            ({"test_end": datetime(2024, 1, 10)}, "test_start must come before"),
+            ({"test_start": datetime(2024, 1, 9)}, "would leak"),
+            ({"label_delay": timedelta(days=-1)}, "must not be negative"),
+            ({"zone": "Mars/Olympus"}, "no time zone"),
+        ],
+    )
+    def test_a_split_that_contradicts_itself_is_refused_where_it_is_written(self, changed, words):
+        with pytest.raises(ValidationError, match=words):
+            TimeSplit(**SPLIT | changed)
+
+
+class TestModel:
+    def test_an_unknown_estimator_is_refused_and_the_nearest_name_offered(self):
+        with pytest.raises(NotFoundError, match="did you mean 'boosted'"):
+            Model(**MODEL).estimator("bosted")
+
+    def test_the_default_estimator_is_taken_where_none_is_named(self):
+        assert Model(**MODEL).estimator() == XGBoost()
+
+    def test_the_columns_that_split_and_metrics_look_at_are_named_once(self):
+        split = TimeSplit(**SPLIT, drop_known_positive_groups="STATION")
+        assert Model(**MODEL | {"split": split}).group_columns == ("STATION",)
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"primary_metric": "roc"},
+            {"gate": GatePolicy(metric="accuracy")},
+            {"leak_alarm": LeakAlarm(metric="average_precision", max_plausible=0.7)},
+            {"metrics": (RocAuc(), RocAuc())},
+            {"default_estimator": "forest"},
+            {"label_table": "readings"},
+        ],
+    )
+    def test_a_name_that_is_not_declared_is_refused(self, changed):
+        with pytest.raises((DeclarationError, NotFoundError, ValidationError)):
+            Model(**MODEL | changed)
+
+    def test_an_unknown_field_is_refused(self):
+        with pytest.raises(ValidationError, match="learning_rat"):
+            XGBoost(learning_rat=0.1)
+
+    def test_a_users_torch_module_is_named_by_an_import_path(self):
+        with pytest.raises(ValidationError):
+            TorchModule(module="reservoir.nets")
+
+    def test_a_models_rank_is_higher_the_better_it_is(self):
+        model = Model(**MODEL)
+        assert model.rank({"roc_auc": 0.9}) > model.rank({"roc_auc": 0.8})
+
+
+def write_use_case(root, text):
+    folder = root / "feature_repo" / "reservoir_declared"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "tables.py").write_text("")
+    (folder / "model.py").write_text(text)
+    return Settings(project_root=root)
+
+
+class TestLoadModel:
+    def test_a_file_without_a_model_is_refused(self, tmp_path, fresh_imports):
+        settings = write_use_case(tmp_path, "x = 1\n")
+        with pytest.raises(DeclarationError, match="declares 0 models"):
+            load_model(settings, "reservoir_declared")
+
+    def test_a_wrong_declaration_is_refused_with_its_file(self, tmp_path, fresh_imports):
+        text = "from penstock.training.declarations import XGBoost\nXGBoost(max_depth=0)\n"
+        settings = write_use_case(tmp_path, text)
+        with pytest.raises(DeclarationError, match="model.py cannot be imported"):
+            load_model(settings, "reservoir_declared")
+
+    def test_the_card_fraud_model_is_declared_whole(self, card_fraud_model):
+        assert card_fraud_model.use_case == "card_fraud"
+        assert {r.estimator for r in card_fraud_model.published} == set(card_fraud_model.estimators)
