@@ -1,4 +1,7 @@
-"""`penstock models`: what is registered, which version is champion, and moving it there and back."""
+"""`penstock models`: what is registered, which version is champion, moving it there and back.
+
+Each command loads the settings before it imports the registry: that keeps MLflow from calling home.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,10 +35,12 @@ def list_models(
     as_json: JsonFlag = False,
 ) -> None:
     """List model versions, with their aliases and metrics."""
-    from penstock.registry.versions import list_versions
     from penstock.settings import load_settings
 
-    found = list_versions(load_settings(), name)
+    settings = load_settings()
+    from penstock.registry.versions import list_versions
+
+    found = list_versions(settings, name)
 
     def render(console: Console) -> None:
         if not found:
@@ -55,11 +60,12 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show one version, the champion's moves, and the model card."""
-    from penstock.registry.package import CARD_FILE, verify
-    from penstock.registry.versions import ModelRegistry
     from penstock.settings import load_settings
 
     settings = load_settings()
+    from penstock.registry.package import CARD_FILE, verify
+    from penstock.registry.versions import ModelRegistry
+
     registry = ModelRegistry(settings)
     found = registry.resolve(name, version)
     package = verify(registry.folder(name, found.version), settings, digest=found.digest)
@@ -95,10 +101,12 @@ def compare(
     as_json: JsonFlag = False,
 ) -> None:
     """Hold a version against the champion, and say what the gate would decide."""
-    from penstock.registry.promotion import compare as compare_versions
     from penstock.settings import load_settings
 
-    comparison = compare_versions(load_settings(), name, version)
+    settings = load_settings()
+    from penstock.registry.promotion import compare as compare_versions
+
+    comparison = compare_versions(settings, name, version)
     emit(comparison, as_json=as_json, render=lambda console: _render(comparison, console))
 
 
@@ -120,13 +128,14 @@ def promote(
 ) -> None:
     """Make a version the champion, if the gate lets it (else exit code 3)."""
     from penstock.errors import UserError
-    from penstock.registry.promotion import promote as promote_version
-    from penstock.registry.versions import CHALLENGER, CHAMPION, ModelRegistry
     from penstock.settings import load_settings
 
     if force is not None and not force.strip():
         raise UserError("--force needs a reason", next_step="say why, in a few words")
     settings = load_settings()
+    from penstock.registry.promotion import promote as promote_version
+    from penstock.registry.versions import CHALLENGER, CHAMPION, ModelRegistry
+
     registry = ModelRegistry(settings)
     now = registry.aliases(name).get(CHAMPION)
     expected = now if expect is None else expect or None
@@ -145,11 +154,12 @@ def rollback(
     as_json: JsonFlag = False,
 ) -> None:
     """Make the champion before this one the champion again; repeat it to go further back."""
-    from penstock.registry.promotion import rollback as roll_back
-    from penstock.registry.versions import CHAMPION, ModelRegistry
     from penstock.settings import load_settings
 
     settings = load_settings()
+    from penstock.registry.promotion import rollback as roll_back
+    from penstock.registry.versions import CHAMPION, ModelRegistry
+
     expected = ModelRegistry(settings).aliases(name).get(CHAMPION) if expect is None else expect
     move = roll_back(settings, name, expected=expected, reason=reason)
     emit(move, as_json=as_json, render=lambda console: _tell(name, move, console))
@@ -164,11 +174,12 @@ def verify(
     as_json: JsonFlag = False,
 ) -> None:
     """Check every byte of a version against its signed manifest (exit code 1 when one differs)."""
-    from penstock.registry.package import verify as verify_package
-    from penstock.registry.versions import ModelRegistry
     from penstock.settings import load_settings
 
     settings = load_settings()
+    from penstock.registry.package import verify as verify_package
+    from penstock.registry.versions import ModelRegistry
+
     registry = ModelRegistry(settings)
     chosen = registry.versions(name) if version is None else [registry.resolve(name, version)]
     checked: list[dict[str, Any]] = []

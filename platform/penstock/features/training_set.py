@@ -134,6 +134,21 @@ def read_training_set(training_set: TrainingSet) -> pl.DataFrame:
     return pl.DataFrame(pl.from_arrow(table))
 
 
+def load_training_set(settings: Settings, set_id: str) -> TrainingSet:
+    """Find a training set by its id, wherever the storage has moved to since.
+
+    Raises:
+        NotFoundError: there is no training set of that id.
+    """
+    root = settings.storage_path / "training_sets"
+    file = root / set_id / _RECORD_FILE
+    # An id comes from a run's record; what is no digest must not lead out of the folder.
+    if not (set_id.isalnum() and file.is_file()):
+        raise unknown_name("training set", set_id, (p.parent.name for p in root.glob("*/*.json")))
+    parts = orjson.loads(file.read_bytes())
+    return TrainingSet(**{**parts, "path": str(file.parent)})
+
+
 class _Labels:
     """The label table at one pinned version."""
 

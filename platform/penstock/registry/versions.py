@@ -18,6 +18,7 @@ import orjson
 from pydantic import Field
 
 from penstock.errors import NotFoundError, PenstockError, unknown_name
+from penstock.locks import exclusive
 from penstock.logs import redact
 from penstock.records import Record
 from penstock.settings import Settings
@@ -35,6 +36,7 @@ _TRAINING_SET = "penstock.training_set"
 _MOVE = "penstock.move."
 _MOVES_DONE = "penstock.moves_done"
 _MAX_NUMBERS_SKIPPED = 1000
+_FIRST_USE_WAIT_S = 120.0
 _NO_SUCH_MODEL = "RESOURCE_DOES_NOT_EXIST"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -100,12 +102,17 @@ class ModelRegistry:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        if settings.tracking_uri.startswith("sqlite:///"):
-            settings.storage_path.mkdir(parents=True, exist_ok=True)
-        with _door():
-            self._client = mlflow.MlflowClient(
-                tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri
-            )
+        uri = settings.tracking_uri
+        first_use = exclusive(
+            settings.storage_path / "locks" / "tracking.lock",
+            what="the tracking database's first use",
+            wait_s=_FIRST_USE_WAIT_S,
+        )
+        # MLflow makes its tables on first use, and two processes that both do so get in each
+        # other's way; training's door holds the same lock for it.
+        with _door(), first_use:
+            self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            self._client.search_registered_models(max_results=1)
 
     def folder(self, name: str, version: int) -> Path:
         """Where a version's sealed folder is."""
