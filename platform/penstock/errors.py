@@ -16,13 +16,17 @@ PenstockError            1   something of ours, or of a part we stand on, failed
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 
 class PenstockError(Exception):
     """Something of ours, or of a part that we stand on, failed."""
 
     exit_code = 1
+    result: Mapping[str, Any] = MappingProxyType({})
+    """What a job had reported as done before this ended it; empty outside of jobs."""
 
     def __init__(self, found: str, *, allowed: str | None = None, next_step: str | None = None):
         """Say what was found, what is allowed and what to do next, as three parts of one message."""

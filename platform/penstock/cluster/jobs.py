@@ -16,7 +16,7 @@ from penstock.cluster import markers
 from penstock.cluster.connection import submission_client
 from penstock.cluster.display import Display
 from penstock.cluster.runtime_env import runtime_env
-from penstock.errors import ClusterError, JobFailedError, unknown_name
+from penstock.errors import ClusterError, JobFailedError, PenstockError, unknown_name
 from penstock.settings import REQUEST_ID_VARIABLE, Settings
 
 EXIT_INTERRUPTED = 130
@@ -140,7 +140,10 @@ class Follower:
                 ) from None
         if status == "SUCCEEDED":
             return self._result
-        raise self._failure(status)
+        error = self._failure(status)
+        # Some of the work may have landed before the rest failed; the command can tell of it.
+        error.result = self._result
+        raise error
 
     def _wait(self, display: Display) -> str:
         poll_s = _FIRST_POLL_S
@@ -182,7 +185,7 @@ class Follower:
                 return
             time.sleep(_FIRST_POLL_S)
 
-    def _failure(self, status: str) -> Exception:
+    def _failure(self, status: str) -> PenstockError:
         if self._error is not None:
             return markers.to_error(self._error)
         info = self.client.get_job_info(self.submission_id)

@@ -134,7 +134,7 @@ def _is_alive(process: ClusterProcess) -> bool:
 
 
 def _start(settings: Settings) -> LocalCluster:
-    folder = _make_private(temp_dir(settings))
+    folder = make_private(temp_dir(settings))
     token_path = tokens.ensure(tokens.own_token_path(settings))
     taken: set[int] = set()
 
@@ -182,7 +182,12 @@ def _start(settings: Settings) -> LocalCluster:
     return cluster
 
 
-def _make_private(folder: Path) -> Path:
+def make_private(folder: Path) -> Path:
+    """Make a folder that only we can enter.
+
+    Raises:
+        ClusterError: somebody else has one of that name.
+    """
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if folder.is_symlink() or status.st_uid != os.getuid():
