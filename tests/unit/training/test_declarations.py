@@ -123,7 +123,7 @@ class TestLoadModel:
     def test_a_wrong_declaration_is_refused_with_its_file(self, tmp_path, fresh_imports):
         text = "from penstock.training.declarations import XGBoost\nXGBoost(max_depth=0)\n"
         settings = write_use_case(tmp_path, text)
-        with pytest.raises(DeclarationError, match="model.py cannot be imported"):
+        with pytest.raises(DeclarationError, match=r"model\.py cannot be imported"):
             load_model(settings, "reservoir_declared")
 
     def test_the_card_fraud_model_is_declared_whole(self, card_fraud_model):

@@ -139,7 +139,7 @@ class TestLabels:
         assert refused.value.exit_code == 2
 
     def test_a_label_that_is_absent_is_refused_with_the_columns_there_are(self):
-        with pytest.raises(TrainingDataError, match="no label column 'fraud'.*spilled"):
+        with pytest.raises(TrainingDataError, match=r"no label column 'fraud'.*spilled"):
             check_labels(frame_of([0, 1]), label="fraud", side="training")
 
     def test_true_and_false_are_one_and_zero(self):

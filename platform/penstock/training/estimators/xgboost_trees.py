@@ -147,6 +147,9 @@ class BoostedTrees:
 
     def predict(self, scaled: Scaled) -> Scores:
         """Give [n] probabilities of a positive."""
+        if not len(scaled):
+            # XGBoost warns of an empty matrix.
+            return np.empty(0)
         scores: Scores = self.booster.predict(xgboost.DMatrix(scaled)).astype(np.float64)
         return scores
 

@@ -1,0 +1,64 @@
+"""scikit-learn's estimators, and their rebuilt selves."""
+
+import numpy as np
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression as Linear
+
+from penstock.training.declarations import DecisionTree, LogisticRegression, RandomForest
+from penstock.training.estimators import scikit
+
+
+@pytest.fixture(scope="module")
+def rows(synthetic):
+    features, labels = synthetic
+    return np.nan_to_num(features).astype(np.float32), labels
+
+
+class TestForest:
+    def test_rebuilt_trees_predict_what_scikit_learn_does(self, rows):
+        scaled, labels = rows
+        forest = RandomForestClassifier(n_estimators=20, random_state=0).fit(scaled, labels)
+        rebuilt = scikit.Forest.from_trees([member.tree_ for member in forest.estimators_])
+        expected = forest.predict_proba(scaled)[:, 1]
+        np.testing.assert_allclose(rebuilt.predict(scaled), expected, atol=1e-12)
+
+    def test_a_forest_survives_its_file(self, rows, tmp_path):
+        scaled, labels = rows
+        fitted = scikit.fit_here(RandomForest(num_trees=3), scaled, labels)
+        fitted.native.save(tmp_path)
+        read = scikit.Forest.load(tmp_path)
+        np.testing.assert_array_equal(read.predict(scaled), fitted.native.predict(scaled))
+
+    def test_a_tree_that_is_a_single_leaf_predicts(self, rows):
+        scaled, labels = rows
+        fitted = scikit.fit_here(DecisionTree(min_samples_leaf=1500), scaled, labels)
+        np.testing.assert_allclose(fitted.native.predict(scaled[:3]), labels.mean())
+
+    def test_the_declared_depth_holds(self, rows):
+        scaled, labels = rows
+        fitted = scikit.fit_here(DecisionTree(max_depth=2), scaled, labels)
+        assert len(np.unique(fitted.native.predict(scaled))) <= 4
+
+
+class TestLinear:
+    def test_it_predicts_what_scikit_learn_does(self, rows):
+        scaled, labels = rows
+        scaled = (scaled - scaled.mean(axis=0)) / scaled.std(axis=0)
+        expected = Linear(random_state=0).fit(scaled, labels).predict_proba(scaled)[:, 1]
+        fitted = scikit.fit_here(LogisticRegression(), scaled, labels)
+        np.testing.assert_allclose(fitted.native.predict(scaled), expected, atol=1e-6)
+
+    def test_an_extreme_row_scores_0_or_1_and_warns_of_nothing(self):
+        model = scikit.LinearModel(weights=np.array([1.0]), bias=0.0)
+        scores = model.predict(np.array([[-1e30], [1e30]], dtype=np.float32))
+        assert scores.tolist() == [0.0, 1.0]
+
+
+def test_the_same_seed_gives_the_same_forest(rows):
+    scaled, labels = rows
+    config = RandomForest(num_trees=5, seed=3)
+    first, second = (scikit.fit_here(config, scaled, labels).native for _ in range(2))
+    np.testing.assert_array_equal(first.predict(scaled), second.predict(scaled))
+    other = scikit.fit_here(config.model_copy(update={"seed": 4}), scaled, labels).native
+    assert not np.array_equal(first.predict(scaled), other.predict(scaled))

@@ -1,0 +1,139 @@
+"""A bundle's graph and its native weights agree, for every family, on rows with gaps."""
+
+import sys
+
+import numpy as np
+import orjson
+import pytest
+import xgboost
+
+from penstock.errors import IntegrityError
+from penstock.training import bundle, preprocessing
+from penstock.training.declarations import (
+    DecisionTree,
+    LogisticRegression,
+    RandomForest,
+    TorchMLP,
+    TorchModule,
+    XGBoost,
+)
+from penstock.training.estimators import scikit, torch_nets, xgboost_trees
+from penstock.training.estimators.base import Fitted
+
+NAMES = tuple(f"f{i}" for i in range(6))
+USERS_NET = """
+import torch
+
+class Wide(torch.nn.Module):
+    def __init__(self, num_features):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(num_features)
+        self.out = torch.nn.Linear(num_features, 1)
+
+    def forward(self, rows):
+        return self.out(torch.tanh(self.norm(rows)))
+"""
+
+
+def fit_boosted(config, scaled, labels):
+    booster = xgboost.train(
+        xgboost_trees.parameters(config, use_gpu=False),
+        xgboost.DMatrix(scaled, label=labels),
+        num_boost_round=config.num_rounds,
+    )
+    graph = xgboost_trees.export(booster, num_features=scaled.shape[1])
+    return Fitted(native=xgboost_trees.BoostedTrees(booster=booster), onnx=graph)
+
+
+def build_net(config, scaled, labels):
+    net = torch_nets.build(config, num_features=scaled.shape[1])
+    native = torch_nets.TorchNet(net=net, config=config, num_features=scaled.shape[1])
+    return Fitted(native=native, onnx=torch_nets.export(native))
+
+
+FAMILIES = {
+    "logistic regression": (scikit.fit_here, LogisticRegression()),
+    "decision tree": (scikit.fit_here, DecisionTree()),
+    "random forest": (scikit.fit_here, RandomForest(num_trees=20)),
+    "boosted trees": (fit_boosted, XGBoost(num_rounds=20)),
+    "boosted trees from a half": (fit_boosted, XGBoost(num_rounds=20, initial_score=0.5)),
+    "net": (build_net, TorchMLP(hidden_sizes=(16, 8), dropout=0.2)),
+    "user's net": (build_net, TorchModule(module="reservoir_nets:Wide")),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def written(request, synthetic, tmp_path_factory):
+    """The folder of a bundle, for each family."""
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "reservoir_nets.py").write_text(USERS_NET)
+    sys.path.insert(0, str(folder))
+    try:
+        features, labels = synthetic
+        fit, config = FAMILIES[request.param]
+        scaling = preprocessing.fit(features, feature_names=NAMES)
+        fitted = fit(config, scaling.apply(features), labels)
+        bundle.write(
+            folder / "bundle",
+            preprocessing=scaling,
+            fitted=fitted,
+            graph=bundle.assemble(scaling, fitted),
+            signature={"feature_names": list(NAMES)},
+            training={"run_id": "1"},
+        )
+        yield folder / "bundle"
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop("reservoir_nets", None)
+
+
+def rows_with_gaps(features):
+    rows = features.copy()
+    rows[np.random.default_rng(1).random(rows.shape) < 0.3] = np.nan
+    rows[0] = np.nan
+    return rows
+
+
+class TestAgreement:
+    def test_graph_and_native_weights_agree_within_1e_5(self, written, synthetic):
+        rows = np.concatenate([synthetic[0], rows_with_gaps(synthetic[0])])
+        native = bundle.load_native(written)(rows)
+        graph = bundle.load_onnx(written)(rows)
+        assert native.shape == graph.shape == (len(rows),)
+        assert native.dtype == graph.dtype == np.float64
+        assert np.abs(native - graph).max() < 1e-5
+        assert np.ptp(native) > 0.01, "the model says the same of every row: nothing was compared"
+
+    @pytest.mark.parametrize("num_rows", [0, 1])
+    def test_any_number_of_rows_is_answered(self, written, synthetic, num_rows):
+        rows = synthetic[0][:num_rows]
+        assert bundle.load_onnx(written)(rows).shape == (num_rows,)
+        assert bundle.load_native(written)(rows).shape == (num_rows,)
+
+    def test_a_row_is_scored_alike_alone_and_in_company(self, written, synthetic):
+        rows = synthetic[0][:20]
+        predict = bundle.load_onnx(written)
+        alone = np.concatenate([predict(rows[i : i + 1]) for i in range(len(rows))])
+        np.testing.assert_allclose(alone, predict(rows), atol=1e-6)
+
+
+class TestFolder:
+    def test_it_holds_no_pickle(self, written):
+        for file in written.rglob("*"):
+            if file.is_file():
+                assert file.suffix in {".onnx", ".json", ".safetensors", ".ubj"}
+                # Protocol 2 and later begin so; a zip may hold one, and torch's does.
+                assert not file.read_bytes().startswith((b"\x80", b"PK"))
+
+    def test_a_native_file_that_is_gone_is_an_integrity_error(self, tmp_path):
+        (tmp_path / "native").mkdir()
+        with pytest.raises(IntegrityError, match="not whole"):
+            bundle.load_native(tmp_path)
+
+    def test_a_family_that_nobody_knows_is_refused(self, tmp_path):
+        native = tmp_path / "native"
+        native.mkdir()
+        (native / "family.json").write_bytes(orjson.dumps({"family": "pickle"}))
+        (native / "preprocessing.json").write_bytes(orjson.dumps({"means": [], "scales": []}))
+        with pytest.raises(IntegrityError, match="unknown family 'pickle'"):
+            bundle.load_native(tmp_path)
