@@ -6,7 +6,6 @@ first, without building anything.
 """
 
 import base64
-import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ _MAGIC = b"PAR1"
 _MAGIC_ENCRYPTED = b"PARE"
 _TAIL_BYTES = 8
 _EXTENSION_KEY = b"ARROW:extension:name"
-_NAME = re.compile(rb"ARROW:extension:name[^A-Za-z]+([A-Za-z][A-Za-z0-9_.]+)")
 
 
 def _base64_forms(needle: bytes) -> list[bytes]:
@@ -66,19 +64,9 @@ def refuse_unsafe(path: Path) -> None:
         footer = file.read(footer_bytes)
     if _EXTENSION_KEY in footer or any(key in footer for key in _HIDDEN_KEYS):
         raise DataError(
-            f"{path} has Arrow extension types{_named_extensions(footer)}, "
-            "whose reading may run code from the file",
+            f"{path} has Arrow extension types, whose reading may run code from the file",
             next_step="write its columns as plain types",
         )
-
-
-def _named_extensions(footer: bytes) -> str:
-    names = set(_NAME.findall(footer))
-    for run in re.findall(rb"[A-Za-z0-9+/]{32,}", footer):
-        for shift in range(4):
-            text = run[shift:]
-            names.update(_NAME.findall(base64.b64decode(text[: len(text) // 4 * 4])))
-    return f" ({', '.join(sorted(n.decode() for n in names))})" if names else ""
 
 
 def open_file(path: Path) -> pq.ParquetFile:

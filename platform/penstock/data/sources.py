@@ -250,11 +250,11 @@ def _read_sql(source: SqlSource, table: Table) -> Iterator[RawBlock]:
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         raise _sql_failure(source, error) from None
     try:
-        with engine.connect().execution_options(yield_per=_BLOCK_ROWS) as connection:
+        with engine.connect().execution_options(stream_results=True) as connection:
             result = connection.execute(sqlalchemy.text(source.query))
             _compare_columns(Path(source.name), list(result.keys()), table)
             first_row = 0
-            for rows in result.mappings().partitions():
+            for rows in result.mappings().partitions(_BLOCK_ROWS):
                 yield _object_block(first_row, rows, table)
                 first_row += len(rows)
     except sqlalchemy.exc.SQLAlchemyError as error:

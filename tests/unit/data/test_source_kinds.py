@@ -1,0 +1,16 @@
+import stat
+
+import pytest
+
+from penstock.data.source_kinds import SqlSource, leave_query, take_query
+from penstock.errors import DataError
+
+
+class TestLeftQuery:
+    def test_a_left_query_is_readable_by_us_only_and_taken_once(self, tmp_path):
+        source = SqlSource.model_validate({"url": "sqlite:///x.db", "query": "select 1"})
+        path = leave_query(source, tmp_path / "queries")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert take_query(path) == source
+        with pytest.raises(DataError, match="holds no query"):
+            take_query(path)
