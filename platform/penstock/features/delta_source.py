@@ -169,11 +169,13 @@ def arrow_schema(schema: pl.Schema) -> pa.Schema:
 
 
 def plain_type(dtype: pa.DataType) -> pa.DataType:
-    """The type with 32-bit offsets, which is the only kind that Feast's type map knows."""
+    """The type with 32-bit offsets and no dictionary: Feast's type map knows no other kind."""
     if pa.types.is_large_string(dtype):
         return pa.string()
     if pa.types.is_large_binary(dtype):
         return pa.binary()
+    if pa.types.is_dictionary(dtype):
+        return plain_type(dtype.value_type)
     if pa.types.is_large_list(dtype):
         return pa.list_(plain_type(dtype.value_type))
     return dtype
