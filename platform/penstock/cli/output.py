@@ -12,6 +12,8 @@ JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")
 ]
 
+_WIDTH_OF_NO_TERMINAL = 120
+
 Result = Record | Mapping[str, Any] | Sequence[Record] | Sequence[Mapping[str, Any]]
 
 
@@ -32,7 +34,13 @@ def emit(result: Result, *, as_json: bool, render: Callable[[Console], None] | N
         option = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
         typer.echo(orjson.dumps(plain(result), option=option).decode())
         return
-    render(Console())
+    render(stdout())
+
+
+def stdout() -> Console:
+    """Give the console for results; a pipe or a file has no width of its own."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH_OF_NO_TERMINAL)
 
 
 def stderr() -> Console:
