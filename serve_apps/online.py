@@ -15,7 +15,8 @@ from ray.serve.schema import LoggingConfig
 from penstock.serving.replica import MAX_REQUESTS_IN_SERVE, Replica, ReplicaArguments
 from penstock.serving.root import Root
 
-_LOGGING = LoggingConfig(enable_access_log=False)
+# Serve formats a line for each request at INFO, also where the access log is off.
+_LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # Serve must not stop a replica before its ingress has drained.
 _GRACEFUL_SHUTDOWN_S = 10.0
 

@@ -40,8 +40,22 @@ s#^\( *errorfile 50[234]\) .*#\1 {folder}/503.http#
     errorfile 400 {folder}/400.http\
     errorfile 408 {folder}/408.http\
     errorfile 500 {folder}/500.json.http
+/^ *log /d
+/^ *option httplog/d
+/^ *option log-health-checks/d
+/^frontend http_frontend/a\
+    option http-buffer-request\
+    timeout http-request 10s\
+    http-request set-header x-request-disconnect-disabled ?1\
+    http-request del-header x-request-timeout-seconds\
+    http-request set-header x-request-id %[uuid] if !{{ req.hdr(x-request-id) -m found }}
 s#status 404 content-type text/plain lf-string .*#{not_found}#
 """
+
+# The default log is a UDP syslog that nobody listens to: its lines go. Those added to the frontend:
+# a body must arrive within 10 s; Serve need not watch for clients that leave (it starts two more
+# tasks a request for that, and an answer takes milliseconds); a client can't make Serve answer its
+# own plain-text 408; every request has an id, which stays when a second replica gets it.
 
 # A soft-stopped HAProxy may keep its connections this long after a reload; a replica's port is not
 # given to another replica before (Serve adds 30 s).
@@ -103,8 +117,6 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "lines.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        # The default target is a UDP syslog that nobody listens to.
-        "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "no-syslog.sock"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["statistics"]),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["haproxy_metrics"]),
         # One line a request, parsed in Python by the proxy actor; replicas count for themselves.

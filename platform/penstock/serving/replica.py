@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import orjson
-from ray import serve
 
 from penstock.errors import IntegrityError, RequestError
 from penstock.features.online import OnlineReader
 from penstock.records import Record
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.serving import http
+from penstock.serving.batching import Batcher
 from penstock.serving.metrics import RequestMetrics
 from penstock.serving.policy import ReplicaPolicy
 from penstock.serving.predictor import Predictor
@@ -92,9 +92,11 @@ class Replica:
             f"{self._route}/versions/{self._arguments.version}/predict",
         }
         self._metrics = RequestMetrics(self._arguments.model, self._arguments.version)
-        batching: Any = self._score
-        batching.set_max_batch_size(self._policy.max_batch_size)
-        batching.set_batch_wait_timeout_s(self._policy.batch_wait_s)
+        self._batcher = Batcher(
+            self._score,
+            max_batch_size=self._policy.max_batch_size,
+            wait_s=self._policy.batch_wait_s,
+        )
 
     def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
@@ -164,7 +166,7 @@ class Replica:
                 raise _overloaded(f"{self._num_rows} rows are in flight")
             num_rows = len(rows)
             self._num_rows += num_rows
-            scored = await self._score(rows)
+            scored = await self._batcher.submit(rows)
         finally:
             self._num_requests -= 1
             self._num_rows -= num_rows
@@ -205,8 +207,7 @@ class Replica:
         }
         return http.Answer(status=200, body=orjson.dumps(document))
 
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0)
-    async def _score(self, requests: list[list[Row]]) -> list[_Scored | RequestError]:
+    async def _score(self, requests: Sequence[list[Row]]) -> list[_Scored | RequestError]:
         """Look up and score the rows of all waiting requests at once."""
         self._metrics.count_batch(len(requests))
         rows = [row for request in requests for row in request]
