@@ -1,0 +1,185 @@
+import multiprocessing
+import os
+import signal
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+from feast.infra.online_stores.helpers import get_online_store_from_config
+
+from payments import (
+    FIRST_DAY,
+    SERVICE,
+    USE_CASE,
+    commit_payments,
+    end_of_day,
+    make_payments,
+    settings_in,
+)
+from penstock.data import tables
+from penstock.errors import BusyError, NotFoundError, UserError
+from penstock.features import materialize as materialize_module
+from penstock.features.build import build
+from penstock.features.materialize import materialize
+from penstock.features.online import OnlineReader
+from penstock.features.sqlite_online_store import RowSqliteOnlineStore
+from penstock.features.store import apply, open_store
+from penstock.locks import exclusive
+
+CUSTOMERS = "card_fraud.customer_windows"
+
+
+def prepared(tmp_path, payments: pl.DataFrame | None = None):
+    settings = settings_in(tmp_path)
+    commit_payments(settings, make_payments(600) if payments is None else payments)
+    build(settings, USE_CASE)
+    apply(settings)
+    return settings
+
+
+def online_counts(settings, customers, at: datetime) -> list[float]:
+    reader = OnlineReader.open(settings, USE_CASE, SERVICE)
+    rows = [
+        {"CUSTOMER_ID": customer, "TERMINAL_ID": 0, "TX_DATETIME": at, "TX_AMOUNT": 1.0}
+        for customer in customers
+    ]
+    column = reader.feature_names.index("CUSTOMER_ID_NB_TX_30DAY_WINDOW")
+    values = reader.read(rows).values[:, column].tolist()
+    reader.close()
+    return values
+
+
+def offline_counts(settings, until: datetime) -> dict[int, int]:
+    newest = (
+        tables.scan(settings, CUSTOMERS)
+        .filter(pl.col("TX_DATETIME") <= until)
+        .sort("TX_DATETIME")
+        .group_by("CUSTOMER_ID")
+        .last()
+        .collect()
+    )
+    return dict(zip(newest["CUSTOMER_ID"], newest["CUSTOMER_ID_NB_TX_30DAY_WINDOW"], strict=True))
+
+
+class TestMaterialize:
+    def test_every_entity_has_its_newest_row_up_to_the_end(self, tmp_path):
+        settings = prepared(tmp_path)
+        until = end_of_day(30)
+        views = materialize(settings, USE_CASE, until=until)
+        expected = offline_counts(settings, until)
+        assert views[0].num_entities == len(expected)
+        assert views[0].newest_event <= until
+        assert online_counts(settings, expected, until) == list(expected.values())
+
+    def test_an_earlier_run_after_a_later_one_leaves_the_newer_rows(self, tmp_path):
+        settings = prepared(tmp_path)
+        materialize(settings, USE_CASE, until=end_of_day(50))
+        materialize(settings, USE_CASE, until=end_of_day(20))
+        expected = offline_counts(settings, end_of_day(50))
+        assert online_counts(settings, expected, end_of_day(50)) == list(expected.values())
+
+    def test_a_late_payment_changes_a_row_that_was_online_already(self, tmp_path):
+        payments = make_payments(600)
+        late = payments["CUSTOMER_ID"][599]
+        mine = payments.filter(pl.col("CUSTOMER_ID") == late)
+        forgotten = mine["TRANSACTION_ID"][-2]
+        settings = prepared(tmp_path, payments.filter(pl.col("TRANSACTION_ID") != forgotten))
+        materialize(settings, USE_CASE)
+        before = online_counts(settings, [late], end_of_day(59))
+        commit_payments(settings, payments.filter(pl.col("TRANSACTION_ID") == forgotten))
+        build(settings, USE_CASE)
+        materialize(settings, USE_CASE)
+        assert online_counts(settings, [late], end_of_day(59)) == [before[0] + 1]
+
+    def test_the_watermark_moves_after_all_rows_are_written(self, tmp_path, monkeypatch):
+        settings = prepared(tmp_path)
+        monkeypatch.setattr(materialize_module, "_ROWS_PER_BLOCK", 10)
+        write, calls = RowSqliteOnlineStore.write_rows, []
+
+        def fail_at_the_second_block(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise OSError("the disk is full")
+            write(*arguments)
+
+        monkeypatch.setattr(RowSqliteOnlineStore, "write_rows", fail_at_the_second_block)
+        with pytest.raises(OSError, match="disk is full"):
+            materialize(settings, USE_CASE)
+        view = open_store(settings).get_feature_view("card_fraud_customer")
+        assert view.most_recent_end_time is None
+        materialize(settings, USE_CASE, until=end_of_day(40))
+        view = open_store(settings).get_feature_view("card_fraud_customer")
+        assert view.most_recent_end_time == end_of_day(40)
+
+    def test_progress_counts_rows(self, tmp_path, monkeypatch):
+        settings = prepared(tmp_path)
+        monkeypatch.setattr(materialize_module, "_ROWS_PER_BLOCK", 30)
+        heard = []
+        materialize(
+            settings, USE_CASE, progress=lambda step, done, total, **_: heard.append((done, total))
+        )
+        assert heard[:3] == [(0, 40), (30, 40), (40, 40)]
+
+    def test_a_second_run_at_once_is_told_who_is_at_it(self, tmp_path):
+        settings = prepared(tmp_path)
+        with (
+            exclusive(tmp_path / "locks" / f"materialize-{USE_CASE}", what="x"),
+            pytest.raises(BusyError, match=f"process {os.getpid()}"),
+        ):
+            materialize(settings, USE_CASE)
+
+    def test_views_that_were_not_applied_are_refused(self, tmp_path):
+        settings = settings_in(tmp_path)
+        commit_payments(settings, make_payments(50))
+        build(settings, USE_CASE)
+        with pytest.raises(UserError, match="features apply"):
+            materialize(settings, USE_CASE)
+
+    def test_tables_that_were_not_built_are_named(self, tmp_path):
+        settings = settings_in(tmp_path)
+        apply(settings)
+        with pytest.raises(NotFoundError, match="customer_windows"):
+            materialize(settings, USE_CASE)
+
+    @pytest.mark.slow
+    def test_a_run_that_is_killed_is_finished_by_the_next(self, tmp_path):
+        settings = prepared(tmp_path)
+        child = multiprocessing.get_context("spawn").Process(
+            target=_killed_while_writing, args=(tmp_path,)
+        )
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+        materialize(settings, USE_CASE, until=datetime(2024, 12, 31, tzinfo=UTC))
+        expected = offline_counts(settings, end_of_day(59))
+        assert online_counts(settings, expected, end_of_day(59)) == list(expected.values())
+
+
+def _killed_while_writing(storage) -> None:
+    materialize_module._ROWS_PER_BLOCK = 10
+    write, calls = RowSqliteOnlineStore.write_rows, []
+
+    def write_twice_then_die(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(*arguments)
+
+    RowSqliteOnlineStore.write_rows = write_twice_then_die
+    materialize(settings_in(storage), USE_CASE)
+
+
+class TestGuardOff:
+    def test_without_the_guard_an_earlier_run_would_win(self, tmp_path):
+        """Shows that the tests above can fail: the same two runs with the rows removed between."""
+        settings = prepared(tmp_path)
+        materialize(settings, USE_CASE, until=end_of_day(50))
+        store = open_store(settings)
+        online = get_online_store_from_config(store.config.online_store)
+        views = [store.get_feature_view("card_fraud_customer")]
+        online.update(store.config, views, [], [], [], partial=False)
+        online.update(store.config, [], views, [], [], partial=False)
+        online.close()
+        materialize(settings, USE_CASE, until=end_of_day(20))
+        newest = offline_counts(settings, end_of_day(50))
+        assert online_counts(settings, newest, FIRST_DAY) != list(newest.values())

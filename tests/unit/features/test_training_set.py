@@ -1,0 +1,206 @@
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from payments import (
+    FIRST_DAY,
+    SERVICE,
+    TRANSACTIONS,
+    USE_CASE,
+    commit_payments,
+    end_of_day,
+    make_payments,
+    settings_in,
+)
+from penstock.data import tables
+from penstock.errors import (
+    DeclarationError,
+    IntegrityError,
+    NotFoundError,
+    TrainingDataError,
+    UserError,
+)
+from penstock.features.build import build
+from penstock.features.store import apply
+from penstock.features.training_set import (
+    build_training_set,
+    content_digest,
+    read_training_set,
+)
+from real_data import card_fraud_files, reference_features
+
+LAST = end_of_day(59)
+
+
+def training_set(settings, start=FIRST_DAY, end=LAST, **changes):
+    wanted = {
+        "use_case": USE_CASE,
+        "service": SERVICE,
+        "label_table": TRANSACTIONS,
+        "label": "TX_FRAUD",
+        "start": start,
+        "end": end,
+        "extra_columns": ["TRANSACTION_ID"],
+    }
+    return build_training_set(settings, **(wanted | changes))
+
+
+def prepared(tmp_path, payments: pl.DataFrame):
+    settings = settings_in(tmp_path)
+    commit_payments(settings, payments)
+    build(settings, USE_CASE)
+    apply(settings)
+    return settings
+
+
+class TestBuildTrainingSet:
+    def test_it_has_every_label_row_of_the_period_once_and_in_time_order(self, online_settings):
+        start, end = end_of_day(20), end_of_day(25)
+        rows = read_training_set(training_set(online_settings, start, end))
+        expected = (
+            tables.scan(online_settings, TRANSACTIONS)
+            .filter((pl.col("TX_DATETIME") >= start) & (pl.col("TX_DATETIME") < end))
+            .sort("TX_DATETIME")
+            .collect()
+        )
+        assert rows["TRANSACTION_ID"].to_list() == expected["TRANSACTION_ID"].to_list()
+        assert rows["TX_FRAUD"].to_list() == expected["TX_FRAUD"].to_list()
+
+    def test_keys_time_extras_and_label_come_before_the_features(self, online_settings):
+        made = training_set(online_settings)
+        columns = read_training_set(made).columns
+        assert columns[:5] == [
+            "CUSTOMER_ID",
+            "TERMINAL_ID",
+            "TX_DATETIME",
+            "TRANSACTION_ID",
+            "TX_FRAUD",
+        ]
+        assert tuple(columns[5:]) == made.feature_names
+
+    def test_the_same_question_has_the_same_answer_and_is_stored_once(self, online_settings):
+        first, second = training_set(online_settings), training_set(online_settings)
+        assert first == second
+        other = training_set(online_settings, end=end_of_day(58))
+        assert other.id != first.id
+
+    def test_another_storage_with_the_same_rows_gives_the_same_id(self, tmp_path):
+        payments = make_payments(200)
+        ids = [training_set(prepared(tmp_path / name, payments)).id for name in ("one", "another")]
+        assert ids[0] == ids[1]
+
+    def test_an_older_version_of_the_labels_can_be_asked_for(self, tmp_path):
+        payments = make_payments(300)
+        settings = prepared(tmp_path, payments[:200])
+        commit_payments(settings, payments[200:])
+        made = training_set(settings, version=0)
+        assert (made.num_rows, made.table_versions[TRANSACTIONS]) == (200, 0)
+        assert training_set(settings).num_rows == 300
+
+    def test_it_names_the_version_of_each_table_that_it_read(self, online_settings):
+        assert training_set(online_settings).table_versions == {
+            "card_fraud.customer_windows": 0,
+            "card_fraud.terminal_windows": 0,
+            TRANSACTIONS: 0,
+        }
+
+    def test_a_set_that_was_damaged_is_not_used_again(self, tmp_path):
+        settings = prepared(tmp_path, make_payments(200))
+        made = training_set(settings)
+        file = Path(made.path) / "data.parquet"
+        data = bytearray(file.read_bytes())
+        data[200] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(IntegrityError, match=made.id[:12]):
+            read_training_set(made)
+        with pytest.raises(IntegrityError, match="build it again"):
+            training_set(settings)
+        shutil.rmtree(made.path)
+        assert training_set(settings) == made
+
+    def test_what_a_killed_run_left_behind_does_no_harm(self, tmp_path):
+        settings = prepared(tmp_path, make_payments(200))
+        made = training_set(settings)
+        folder = Path(made.path)
+        folder.rename(folder.parent / f".partial-{made.id}")
+        (folder.parent / f".partial-{made.id}" / "data.parquet").write_bytes(b"half")
+        assert training_set(settings) == made
+        assert read_training_set(made).height == 200
+        assert list(folder.parent.glob(".partial-*")) == []
+
+    def test_a_period_without_rows_is_refused(self, online_settings):
+        with pytest.raises(TrainingDataError, match="no row from 2030"):
+            training_set(
+                online_settings, datetime(2030, 1, 1, tzinfo=UTC), datetime(2031, 1, 1, tzinfo=UTC)
+            )
+
+    def test_an_unknown_label_is_refused_with_the_nearest_column(self, online_settings):
+        with pytest.raises(NotFoundError, match="did you mean 'TX_FRAUD'"):
+            training_set(online_settings, label="TX_FRAUDS")
+
+    def test_a_feature_cannot_be_an_extra_column_too(self, online_settings):
+        with pytest.raises(DeclarationError, match="TX_AMOUNT"):
+            training_set(online_settings, extra_columns=["TX_AMOUNT"])
+
+    def test_views_that_were_not_applied_are_refused(self, tmp_path):
+        settings = settings_in(tmp_path)
+        commit_payments(settings, make_payments(50))
+        build(settings, USE_CASE)
+        with pytest.raises(UserError, match="features apply"):
+            training_set(settings)
+
+
+class TestContentDigest:
+    FRAME = pl.DataFrame({"a": [1, None, 3], "b": [0.5, float("nan"), None], "c": ["x", "", None]})
+
+    def test_how_a_frame_is_held_does_not_matter(self):
+        chunked = pl.concat([self.FRAME[:1], self.FRAME[1:]], rechunk=False)
+        assert content_digest(chunked) == content_digest(self.FRAME)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            FRAME.rename({"a": "z"}),
+            FRAME.with_columns(pl.col("a").cast(pl.Int32)),
+            FRAME.with_columns(pl.col("a").fill_null(0)),
+            FRAME.with_columns(pl.col("c").fill_null("")),
+            FRAME.with_columns(c=pl.Series(["", "x", None])),
+            FRAME.reverse(),
+        ],
+    )
+    def test_any_other_content_has_another_digest(self, other):
+        assert content_digest(other) != content_digest(self.FRAME)
+
+
+@pytest.mark.slow
+class TestPublishedValues:
+    def test_the_training_week_is_the_published_one(self, tmp_path):
+        # The widest window, moved by the delay, begins 37 days before the week: in June.
+        files = card_fraud_files("2018-06", "2018-07")
+        payments = pl.concat([pl.read_parquet(file) for file in files]).with_columns(
+            pl.col("TX_DATETIME").dt.replace_time_zone("UTC")
+        )
+        settings = prepared(tmp_path, payments)
+        made = training_set(
+            settings, datetime(2018, 7, 25, tzinfo=UTC), datetime(2018, 8, 1, tzinfo=UTC)
+        )
+        rows = read_training_set(made)
+        assert (rows.height, rows["TX_FRAUD"].sum()) == (67_240, 598)
+        published = pl.concat([pl.read_parquet(file) for file in reference_features()[:1]])
+        same_second = pl.len().over("CUSTOMER_ID", "TX_DATETIME") > 1
+        pairs = rows.filter(~same_second).join(published, on="TRANSACTION_ID", suffix="_published")
+        assert pairs.height > 67_200
+        names = [name for name in made.feature_names if name != "TX_AMOUNT"]
+        assert len(names) == 14
+        assert_frame_equal(
+            pairs.select(pl.col(names).cast(pl.Float64)),
+            pairs.select(
+                pl.col(f"{name}_published").cast(pl.Float64).alias(name) for name in names
+            ),
+            abs_tol=1e-6,
+            rel_tol=0,
+        )
