@@ -76,7 +76,7 @@ class SortedColumn:
         """The sums of rows [start, end), nulls left out; whole numbers stay whole."""
         prefix = self._get("sum")
         if isinstance(prefix, PrefixSums):
-            return prefix.between(start, end).astype(np.float64)
+            return prefix.between(start, end)
         total: Rows = prefix[end] - prefix[start]
         return total
 
@@ -84,8 +84,8 @@ class SortedColumn:
         """The sample variances of rows [start, end); without meaning below two values."""
         first, second = self._get("moments")
         count = np.maximum(self.num_values(start, end), 2).astype(np.longdouble)
-        total = first.between(start, end)
-        squares: NDArray[Any] = second.between(start, end) - total * total / count
+        total = first.between_long(start, end)
+        squares: NDArray[Any] = second.between_long(start, end) - total * total / count
         variance: NDArray[np.float64] = np.maximum(squares / (count - 1), 0).astype(np.float64)
         return variance
 
@@ -120,8 +120,17 @@ class PrefixSums:
         self._high = cumulative(high.astype(np.int64))
         self._low = cumulative(low.astype(np.int64)) if low.any() else None
 
-    def between(self, start: Rows, end: Rows) -> NDArray[np.longdouble]:
-        """The sums of rows [start, end)."""
+    def between(self, start: Rows, end: Rows) -> NDArray[np.float64]:
+        """The sums of rows [start, end), rounded to a double."""
+        total: NDArray[np.float64] = (self._high[end] - self._high[start]) * np.float64(
+            self._coarse
+        )
+        if self._low is not None:
+            total += (self._low[end] - self._low[start]) * np.float64(self._fine)
+        return total
+
+    def between_long(self, start: Rows, end: Rows) -> NDArray[np.longdouble]:
+        """The sums of rows [start, end) with the few bits more that differences of them need."""
         total: NDArray[np.longdouble] = (self._high[end] - self._high[start]) * self._coarse
         if self._low is not None:
             total += (self._low[end] - self._low[start]) * self._fine

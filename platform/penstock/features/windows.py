@@ -25,6 +25,9 @@ from penstock.features.prefix_sums import Rows, SortedColumn
 Kind: TypeAlias = Literal["count", "sum", "mean", "min", "max", "std", "share"]
 _KINDS: tuple[Kind, ...] = ("count", "sum", "mean", "min", "max", "std", "share")
 _US = timedelta(microseconds=1)
+# One window's numbers, and which of them stand for a null (None: none of them).
+_Values: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_] | None]
+TimeUnit: TypeAlias = Literal["us", "ns"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,43 +175,60 @@ def _compute_complete(events: pl.DataFrame, windows: Windows) -> list[pl.Series]
     names = iter(windows.feature_names())
     for window, start in enumerate(starts):
         for position, aggregation in enumerate(windows.aggregations):
-            values = (
+            values, empty = (
                 extremes[window, position]
                 if aggregation.kind in ("min", "max")
                 else _aggregate(aggregation, columns, start, end)
             )
-            out.append(values.gather(place).alias(next(names)))
+            name = next(names)
+            series = pl.Series(name, values[place])
+            if empty is not None and empty.any():
+                known = pl.Series(~empty[place])
+                series = pl.select(pl.when(known).then(series).alias(name)).to_series()
+            if aggregation.kind in ("min", "max"):
+                series = series.cast(columns[str(aggregation.column)].dtype)
+            out.append(series)
     return out
 
 
 def _sort(events: pl.DataFrame, windows: Windows) -> tuple[Rows, Rows, Rows, int]:
     """The order by (entity, time); in that order the entity's rank and the time; units in 1 us."""
-    time = events[windows.event_time]
-    dtype = time.dtype
-    nanoseconds = isinstance(dtype, pl.Datetime) and dtype.time_unit == "ns"
-    physical = time.cast(pl.Datetime("ns" if nanoseconds else "us", _zone(dtype))).to_physical()
-    frame = events.select(windows.entity).with_columns(physical.alias("__time"))
-    order = frame.select(
-        pl.arg_sort_by([*windows.entity, "__time"], maintain_order=True)
-    ).to_series()
-    ordered = frame[order] if not _is_identity(order) else frame
-    group = ordered.select(
-        pl.struct(windows.entity).rle_id() if len(windows.entity) > 1 else pl.first().rle_id()
-    ).to_series()
-    return (
-        order.to_numpy().astype(np.int64),
-        group.to_numpy().astype(np.int64),
-        ordered["__time"].to_numpy(),
-        1000 if nanoseconds else 1,
-    )
+    dtype = events.schema[windows.event_time]
+    zone = dtype.time_zone if isinstance(dtype, pl.Datetime) else None
+    unit: TimeUnit = "ns" if isinstance(dtype, pl.Datetime) and dtype.time_unit == "ns" else "us"
+    time = events[windows.event_time].cast(pl.Datetime(unit, zone)).to_physical().to_numpy()
+    codes = _codes(events.select(windows.entity))
+    if bool((time[1:] >= time[:-1]).all()):
+        order = _stable_order(codes)
+    else:
+        by_time = np.argsort(time, kind="stable")
+        order = by_time[_stable_order(codes[by_time])]
+    codes = codes[order]
+    group = np.zeros(len(codes), np.int64)
+    np.cumsum(codes[1:] != codes[:-1], out=group[1:])
+    return order, group, time[order], 1000 if unit == "ns" else 1
 
 
-def _zone(dtype: pl.DataType) -> str | None:
-    return dtype.time_zone if isinstance(dtype, pl.Datetime) else None
+def _codes(entities: pl.DataFrame) -> NDArray[np.uint32]:
+    """A number for each row's entity: the same for the same one."""
+    first = entities.to_series()
+    if entities.width == 1 and first.dtype.is_integer() and len(first):
+        low, high = first.min(), first.max()
+        if isinstance(low, int) and isinstance(high, int) and high - low < 2**32:
+            codes: NDArray[np.uint32] = (first.to_numpy() - low).astype(np.uint32)
+            return codes
+    ranked = entities.select(pl.struct(pl.all()) if entities.width > 1 else pl.first())
+    return ranked.to_series().rank("dense").cast(pl.UInt32).to_numpy()
 
 
-def _is_identity(order: pl.Series) -> bool:
-    return bool(order.is_sorted())
+def _stable_order(codes: NDArray[np.uint32]) -> Rows:
+    """The stable order by code. numpy sorts 16-bit numbers by radix, in linear time: do halves."""
+    low = codes.astype(np.uint16)
+    order = np.argsort(low, kind="stable")
+    if len(codes) and int(codes.max()) >> 16:
+        high = (codes >> 16).astype(np.uint16)
+        order = order[np.argsort(high[order], kind="stable")]
+    return order
 
 
 def _cuts(group: Rows, time: Rows, offsets: Sequence[int]) -> list[Rows]:
@@ -224,66 +244,48 @@ def _cuts(group: Rows, time: Rows, offsets: Sequence[int]) -> list[Rows]:
     # time span does not fit in 63 bits, blocks of entities take turns.
     span = int(time.max()) - int(time.min()) + max(offsets) + 1
     num_groups_per_block = max((2**62) // span, 1)
-    block = group // num_groups_per_block
-    edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), height]
+    edges = [0, height]
+    if int(group[-1]) >= num_groups_per_block:
+        edges[1:1] = (np.flatnonzero(np.diff(group // num_groups_per_block)) + 1).tolist()
     cuts = [np.empty(height, np.int64) for _ in offsets]
     for low, high in itertools.pairwise(edges):
         key = (group[low:high] - group[low]) * span + (time[low:high] - time.min())
         for offset, cut in zip(offsets, cuts, strict=True):
-            if offset == 0:
-                cut[low:high] = low + _run_ends(key)
-            else:
-                # Never reaches back into the entity before: the keys of two neighbours are at
-                # least the largest offset apart.
-                cut[low:high] = low + np.searchsorted(key, key - offset, side="right")
+            # Never reaches back into the entity before: the keys of two neighbours are at least
+            # the largest offset apart.
+            cut[low:high] = low + np.searchsorted(key, key - offset, side="right")
     return cuts
-
-
-def _run_ends(key: Rows) -> Rows:
-    """For each position: one past the last position that has the same key."""
-    last = np.flatnonzero(np.append(key[1:] != key[:-1], True))
-    ends = np.zeros(len(key), np.int64)
-    ends[np.append(0, last[:-1] + 1)] = 1
-    result: Rows = (last + 1)[np.cumsum(ends) - 1]
-    return result
 
 
 def _aggregate(
     aggregation: Aggregation, columns: Mapping[str, SortedColumn], start: Rows, end: Rows
-) -> pl.Series:
+) -> _Values:
     if aggregation.column is None:
-        return pl.Series(end - start)
+        return end - start, None
     column = columns[aggregation.column]
     count = column.num_values(start, end)
     if aggregation.kind == "count":
-        return pl.Series(count)
+        return count, None
     if aggregation.kind == "sum":
-        return pl.Series(column.sum(start, end))
+        return column.sum(start, end), None
     at_least_one = np.maximum(count, 1)
     if aggregation.kind == "share":
-        return pl.Series(column.num_true(start, end) / at_least_one)
+        return column.num_true(start, end) / at_least_one, None
     if aggregation.kind == "mean":
-        return _null_where(count < 1, column.sum(start, end) / at_least_one)
-    return _null_where(count < 2, np.sqrt(column.variance(start, end)))
-
-
-def _null_where(empty: NDArray[np.bool_], values: NDArray[Any]) -> pl.Series:
-    series = pl.Series(values)
-    if not empty.any():
-        return series
-    return pl.select(pl.when(~pl.Series(empty)).then(series)).to_series()
+        return column.sum(start, end) / at_least_one, count < 1
+    return np.sqrt(column.variance(start, end)), count < 2
 
 
 def _extremes(
     windows: Windows, columns: Mapping[str, SortedColumn], starts: Sequence[Rows], end: Rows
-) -> dict[tuple[int, int], pl.Series]:
+) -> dict[tuple[int, int], _Values]:
     """Minimum and maximum by (window, aggregation): a sparse table, one level held at a time.
 
     At level k the table holds the extreme of every run of 2**k rows, and answers the windows of
     2**k to 2**(k+1) - 1 rows by two runs that overlap.
     """
     wanted = [(p, a) for p, a in enumerate(windows.aggregations) if a.kind in ("min", "max")]
-    out: dict[tuple[int, int], pl.Series] = {}
+    out: dict[tuple[int, int], _Values] = {}
     for position, aggregation in wanted:
         column = columns[str(aggregation.column)]
         pick: Any = np.minimum if aggregation.kind == "min" else np.maximum
@@ -299,8 +301,7 @@ def _extremes(
                 rows = np.flatnonzero(level == k)
                 result[rows] = pick(table[start[rows]], table[end[rows] - (1 << k)])
         for window, (start, result) in enumerate(zip(starts, results, strict=True)):
-            empty = column.num_values(start, end) < 1
-            out[window, position] = _null_where(empty, result).cast(column.dtype)
+            out[window, position] = result, column.num_values(start, end) < 1
     return out
 
 
