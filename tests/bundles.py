@@ -79,8 +79,8 @@ def write_bundle(
     signature = {
         "model": model,
         "estimator": "logistic_regression",
-        "use_case": "reservoir",
-        "feature_service": "reservoir_v1",
+        "use_case": "dam",
+        "feature_service": "dam_v1",
         "feature_names": list(FEATURES),
         "request_fields": [
             {"name": "STATION", "dtype": "int64"},
@@ -94,7 +94,7 @@ def write_bundle(
     training = {
         "run_id": run_id,
         "training_set_id": training_set_id,
-        "table_versions": {"reservoir.readings": 3},
+        "table_versions": {"dam.readings": 3},
         "metrics": {"average_precision": average_precision, "roc_auc": 0.87},
         "git_commit": "0" * 40,
         "seed": 0,
@@ -106,7 +106,7 @@ def write_bundle(
 
 def write_use_case(root: Path) -> None:
     """Declare the model `spills` in the feature repo of a project: what its gate asks for."""
-    folder = root / "feature_repo/reservoir"
+    folder = root / "feature_repo/dam"
     folder.mkdir(parents=True)
     (folder / "tables.py").write_text("")
     (folder / "model.py").write_text(
@@ -119,9 +119,9 @@ from penstock.training.declarations import (
 
 model = Model(
     name="spills",
-    label_table="reservoir.readings",
+    label_table="dam.readings",
     label="SPILLED",
-    feature_service="reservoir_v1",
+    feature_service="dam_v1",
     split=TimeSplit(
         train_start=datetime(2020, 1, 1), train_end=datetime(2020, 2, 1),
         test_start=datetime(2020, 2, 1), test_end=datetime(2020, 3, 1),
@@ -174,7 +174,7 @@ def add_version(settings: "Settings", run_id: str, *, average_precision: float =
     manifest = seal(bundle, folder, settings, model="spills", version=entry.version, card="# card")
     facts = VersionFacts(
         digest=manifest.digest,
-        use_case="reservoir",
+        use_case="dam",
         estimator="logistic_regression",
         training_set_id="5e7" + "0" * 61,
         metrics={"average_precision": average_precision, "roc_auc": 0.87},

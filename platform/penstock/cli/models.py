@@ -3,6 +3,7 @@
 Each command loads the settings before it imports the registry: that keeps MLflow from calling home.
 """
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from penstock.cli.output import JsonFlag, emit
 if TYPE_CHECKING:
     from penstock.registry.promotion import Comparison
     from penstock.registry.versions import ModelVersion, Move
+    from penstock.settings import Settings
 
 models = typer.Typer(
     help="Model versions: list, compare, promote, roll back, verify.", no_args_is_help=True
@@ -46,7 +48,7 @@ def list_models(
         if not found:
             console.print("No model version yet: `penstock train USE_CASE` registers one.")
             return
-        console.print(_versions_table(found))
+        console.print(_versions_table(found, _compared_metrics(settings, found)))
 
     emit(found, as_json=as_json, render=render)
 
@@ -82,7 +84,7 @@ def show(
     def render(console: Console) -> None:
         from rich.markdown import Markdown
 
-        console.print(_versions_table([found]))
+        console.print(_versions_table([found], _compared_metrics(settings, [found])))
         console.print(f"run {found.run_id}", f"folder {found.path}", sep="\n", soft_wrap=True)
         console.print(f"digest {found.digest}", soft_wrap=True)
         if moves:
@@ -203,19 +205,32 @@ def verify(
                 f"{name} version {item['version']}: {item['num_files']} files, "
                 f"{item['num_bytes']:,} bytes, signed by {item['key_id']}: intact",
                 highlight=False,
+                soft_wrap=True,
             )
 
     emit(checked, as_json=as_json, render=render)
 
 
-def _versions_table(found: "list[ModelVersion]") -> Any:
+def _compared_metrics(settings: "Settings", found: "list[ModelVersion]") -> list[str]:
+    """The metrics that the gates of these models compare; `show` has all of them."""
+    from penstock.errors import UserError
+    from penstock.training.declarations import load_model
+
+    names: list[str] = []
+    for use_case in dict.fromkeys(item.facts.use_case for item in found):
+        # A version outlives its declaration; the list must not fail for it.
+        with contextlib.suppress(UserError):
+            names.append(load_model(settings, use_case).gate.metric)
+    return list(dict.fromkeys(names))
+
+
+def _versions_table(found: "list[ModelVersion]", metrics: list[str]) -> Any:
     from rich.table import Table
 
-    names = list(dict.fromkeys(metric for item in found for metric in sorted(item.metrics)))
     table = Table()
     for column in ("model", "version", "alias", "estimator", "created"):
         table.add_column(column)
-    for column in names:
+    for column in metrics:
         table.add_column(column, justify="right")
     for item in found:
         table.add_row(
@@ -224,7 +239,7 @@ def _versions_table(found: "list[ModelVersion]") -> Any:
             " ".join(f"[{_ALIAS_STYLES.get(a, 'none')}]{a}[/]" for a in item.aliases),
             item.facts.estimator,
             f"{item.created:%Y-%m-%d %H:%M}",
-            *(f"{item.metrics[n]:.4f}" if n in item.metrics else "" for n in names),
+            *(f"{item.metrics[n]:.4f}" if n in item.metrics else "" for n in metrics),
         )
     return table
 
@@ -268,7 +283,7 @@ def _render(comparison: "Comparison", console: Console) -> None:
     if not comparison.same_training_set:
         console.print("The two were trained and measured on different data.", style="yellow")
     word = "[green]the gate says yes[/]" if comparison.decision.passed else "[red]it says no[/]"
-    console.print(f"{word}: {comparison.decision.reason}", highlight=False)
+    console.print(f"{word}: {comparison.decision.reason}", highlight=False, soft_wrap=True)
 
 
 def _tell(name: str, move: "Move", console: Console) -> None:
@@ -276,4 +291,5 @@ def _tell(name: str, move: "Move", console: Console) -> None:
     console.print(
         f"{name}: version {move.to_version} is champion ({before}). {move.reason}",
         highlight=False,
+        soft_wrap=True,
     )

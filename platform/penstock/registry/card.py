@@ -7,7 +7,9 @@ from penstock.registry.agreement import Agreement
 from penstock.registry.package import Signature
 
 # What the sections below show of training.json in words of their own; the rest is listed as is.
-_TOLD = frozenset({"metrics", "table_versions", "run_id", "training_set_id", "model", "estimator"})
+_TOLD = frozenset(
+    {"metrics", "table_versions", "run_id", "training_set_id", "model", "estimator", "packages"}
+)
 
 
 def render_card(

@@ -74,9 +74,22 @@ def register(settings: Settings, run: TrainedRun) -> ModelVersion:
         BusyError: others have been registering versions of the model all the while.
     """
     registry = ModelRegistry(settings)
-    found = registry.find_entry(run.model, run.run_id)
-    if found is not None and found.ready:
-        return registry.resolve(run.model, found.version)
+    entry = registry.find_entry(run.model, run.run_id)
+    if entry is None or not entry.ready:
+        entry = _add(settings, registry, run)
+    with model_lock(settings, run.model, wait_s=_LOCK_WAIT_S):
+        registry.finish_moves(run.model)
+        # The newest version challenges, until it has been champion; an older run that is
+        # registered again, or late, takes nobody's place.
+        newest = registry.versions(run.model)[-1].version
+        promoted = {move.to_version for move in registry.moves(run.model)}
+        champion = registry.aliases(run.model).get(CHAMPION)
+        if entry.version == newest and newest not in promoted | {champion}:
+            registry.set_aliases(run.model, {CHALLENGER: newest})
+    return registry.resolve(run.model, entry.version)
+
+
+def _add(settings: Settings, registry: ModelRegistry, run: TrainedRun) -> Entry:
     bundle = Path(run.bundle_path)
     signature = _read_signature(bundle)
     agreement = check_agreement(
@@ -91,10 +104,7 @@ def register(settings: Settings, run: TrainedRun) -> ModelVersion:
         if not entry.ready:
             manifest = _sealed(settings, registry, entry, run, bundle, signature, agreement)
             registry.finish_entry(entry, _facts(signature, run, bundle, manifest, agreement))
-        # A champion that is registered again by a late second call is no challenger.
-        if registry.aliases(run.model).get(CHAMPION) != entry.version:
-            registry.set_aliases(run.model, {CHALLENGER: entry.version})
-    return registry.resolve(run.model, entry.version)
+    return entry
 
 
 def real_rows(

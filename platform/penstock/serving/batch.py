@@ -4,7 +4,10 @@ The rows come in slices of time; Ray Data spreads them over workers that each ve
 model once, and the scores stream into one commit: all of them are there, or none.
 """
 
+import contextlib
 import hashlib
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -209,16 +212,17 @@ def score_table(
     if earlier is not None:
         return earlier
     stream = _Stream(_scored(work, slices), reader.check_unchanged, report.num_rows, progress)
-    version = tables.commit(
-        settings,
-        out,
-        stream.reader(),
-        mode="append",
-        partition_by=contract.partition_by,
-        event_time=contract.event_time,
-        transactions={transaction: 1},
-        metadata={_REPORT: report.model_dump_json(), "transaction": transaction},
-    )
+    with stream.reader() as reader_of_scores:
+        version = tables.commit(
+            settings,
+            out,
+            reader_of_scores,
+            mode="append",
+            partition_by=contract.partition_by,
+            event_time=contract.event_time,
+            transactions={transaction: 1},
+            metadata={_REPORT: report.model_dump_json(), "transaction": transaction},
+        )
     # Somebody else may have committed the same scores while ours were on their way.
     if version.metadata.get("transaction") == transaction:
         return report.model_copy(update={"out_version": version.version})
@@ -315,7 +319,12 @@ def _num_workers(num_slices: int) -> int:
 
 
 class _Stream:
-    """The scores on their way into the commit: counted, told of, and checked at their end."""
+    """The scores on their way into the commit: counted, told of, and checked at their end.
+
+    They are made in a thread of their own: the table's writer pulls from within its own runtime,
+    in which no other table can be opened (delta-io/delta-rs: "Cannot start a runtime from within
+    a runtime").
+    """
 
     def __init__(
         self,
@@ -328,19 +337,54 @@ class _Stream:
         self._at_end = at_end
         self._num_expected = num_expected
         self._progress = progress
+        # One part waits while another is written: no more than that is in memory.
+        self._queue: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=1)
+        self._abandoned = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="scores", daemon=True)
 
-    def reader(self) -> pa.RecordBatchReader:
-        first = next(self._parts)
-        return pa.RecordBatchReader.from_batches(first.schema, self._batches(first))
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[pa.RecordBatchReader]:
+        """Give the stream; left early, it stops the scoring."""
+        self._thread.start()
+        try:
+            first = self._take()
+            if first is None:
+                raise AssertionError(f"{self._num_expected} rows became no scores")
+            yield pa.RecordBatchReader.from_batches(first.schema, self._batches(first))
+        finally:
+            self._abandoned.set()
+            self._thread.join()
 
     def _batches(self, first: pa.Table) -> Iterator[Any]:
-        num_rows = 0
         part: pa.Table | None = first
         while part is not None:
-            num_rows += part.num_rows
             yield from part.cast(first.schema).to_batches()
-            self._progress("score", num_rows, self._num_expected)
-            part = next(self._parts, None)
-        if num_rows != self._num_expected:
-            raise AssertionError(f"{self._num_expected} rows became {num_rows} scores")
-        self._at_end()
+            part = self._take()
+
+    def _take(self) -> pa.Table | None:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _produce(self) -> None:
+        try:
+            num_rows = 0
+            for part in self._parts:
+                num_rows += part.num_rows
+                if not self._put(part):
+                    return
+                self._progress("score", num_rows, self._num_expected)
+            if num_rows != self._num_expected:
+                raise AssertionError(f"{self._num_expected} rows became {num_rows} scores")
+            self._at_end()
+            self._put(None)
+        except BaseException as error:  # noqa: BLE001  # raised again where the scores are taken
+            self._put(error)
+
+    def _put(self, item: pa.Table | BaseException | None) -> bool:
+        while not self._abandoned.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return True
+        return False
