@@ -72,7 +72,9 @@ def _render_trained(
 ) -> None:
     from rich.table import Table
 
-    table = Table("estimator", "version", *metrics, "fit, s")
+    table = Table("estimator", "version")
+    for name in (*metrics, "fit, s"):
+        table.add_column(name, overflow="fold", justify="right")
     for trained in result["trained"]:
         run, version = trained["run"], trained["version"]
         cells = [f"{run['metrics'][name]:.3f}" for name in metrics]

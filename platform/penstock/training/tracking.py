@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,7 +114,10 @@ class Tracking:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._uri = settings.tracking_uri
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        for remarks in ("mlflow.system_metrics", "mlflow.store.db.utils"):
+            logging.getLogger(remarks).setLevel(logging.WARNING)
+        # MLflow 3.17's stores use what SQLAlchemy 2.1 deprecates, on the monitor's thread too.
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
         with (
             _door(),
             exclusive(
