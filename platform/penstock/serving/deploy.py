@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import time
 import urllib.error
 import urllib.request
@@ -15,14 +16,14 @@ from pydantic import ValidationError
 
 from penstock.cluster import local
 from penstock.cluster.connection import connect
-from penstock.errors import ClusterError, NotFoundError, PenstockError
+from penstock.errors import ClusterError, NotFoundError, PenstockError, UserError
 from penstock.locks import exclusive
 from penstock.records import Record
 from penstock.registry.package import verify
 from penstock.registry.versions import ModelVersion
 from penstock.serving.code import freeze_code
+from penstock.serving.http import ROOT_APP
 from penstock.serving.policy import ReplicaPolicy
-from penstock.serving.root import ROOT_APP
 from penstock.settings import Settings
 
 _START_TIMEOUT_S = 180.0
@@ -81,6 +82,8 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
         IntegrityError: the package is not the one that was registered.
         ClusterError: the new version does not come up; the one before serves on.
     """
+    if version.name == ROOT_APP:
+        raise UserError(f"a model named {ROOT_APP!r} can't be served: the root application has it")
     lock = settings.storage_path / "locks" / f"deploy-{version.name}"
     with exclusive(lock, what=f"deploying {version.name}"):
         # The replicas verify too; here a bad package costs no replica.
@@ -135,6 +138,8 @@ def undeploy(settings: Settings, model: str) -> bool:
 
 def _connect_and_start(settings: Settings) -> None:
     connect(settings)
+    # Serve tells at INFO what `report` tells already.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     from ray import serve
     from ray.serve.config import HTTPOptions
 

@@ -18,6 +18,9 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
+ROOT_APP = "penstock"
+"""The Serve application at `/`; a model must not take its name."""
+MODEL_PREFIX = "/v1/models/"
 _LOOPBACK_NAMES = frozenset({b"127.0.0.1", b"localhost", b"[::1]"})
 _RETRY_AFTER_S = b"1"
 # A refused body is read to its end, up to here, so that the client gets to read the answer.

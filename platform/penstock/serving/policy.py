@@ -22,7 +22,7 @@ class ReplicaPolicy(Record):
     max_replicas: int = Field(default=1, ge=1)
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=512, ge=1)
-    max_batch_size: int = Field(default=64, ge=1)
+    max_batch_size: int = Field(default=256, ge=1)
     batch_wait_s: float = Field(default=0.0, ge=0)
     max_rows_per_request: int = Field(default=1000, ge=1)
     num_full_requests: int = Field(default=8, ge=1)

@@ -16,8 +16,6 @@ from ray import serve
 from penstock.errors import RequestError
 from penstock.serving import http
 
-ROOT_APP = "penstock"
-MODEL_PREFIX = "/v1/models/"
 _METRICS_KEPT = re.compile(rb"(?:# (?:HELP|TYPE) )?ray_(?:penstock|serve)_")
 _STATUS_AGE_S = 0.5
 _METRICS_TIMEOUT_S = 5.0
@@ -77,7 +75,7 @@ class Root:
             self._applications = {
                 name: str(application.status.value)
                 for name, application in status.applications.items()
-                if name != ROOT_APP
+                if name != http.ROOT_APP
             }
             self._looked_at_s = time.monotonic()
         return self._applications
@@ -88,8 +86,8 @@ class Root:
 
 
 def _unknown(path: str) -> RequestError:
-    model, slash, rest = path.removeprefix(MODEL_PREFIX).partition("/")
-    if path.startswith(MODEL_PREFIX) and slash and rest:
+    model, slash, rest = path.removeprefix(http.MODEL_PREFIX).partition("/")
+    if path.startswith(http.MODEL_PREFIX) and slash and rest:
         return RequestError(404, "unknown_model", f"no model named {model[:100]!a} is served")
     return http.unknown_path(path)
 

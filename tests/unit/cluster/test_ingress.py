@@ -1,0 +1,109 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from penstock.cluster.ingress import ingress_ports, serve_environment
+from penstock.errors import ClusterError
+from penstock.settings import Settings
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return serve_environment(Settings(project_root=tmp_path), Path(tmp_path, "i"))
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest's own folders are longer than a Unix socket's path may be.
+    monkeypatch.setattr("penstock.cluster.ingress._MAX_SOCKET_PATH_BYTES", 400)
+
+
+def rendered_by_serve(folder: Path, node: str = "node") -> Path:
+    """The configuration that Ray's own template gives for these settings."""
+    from jinja2 import Environment
+    from ray.serve._private.haproxy import HAProxyConfig, _haproxy_fmt_literal
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+    from ray.serve.config import HTTPOptions
+
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=8000),
+        socket_path=str(folder / node / "admin.sock"),
+        error_file_path=str(folder / node / "500.http"),
+        metrics_enabled=False,
+    )
+    jinja = Environment(autoescape=False)  # noqa: S701 - HAProxy's syntax is no HTML
+    jinja.filters["haproxy_fmt"] = _haproxy_fmt_literal
+    text = jinja.from_string(HAPROXY_CONFIG_TEMPLATE).render(
+        config=config,
+        backends=[],
+        healthz_rules="",
+        route_info={"status": 200, "routes_content_type": "text/plain", "routes_message": "{}"},
+        backends_with_health_config=[],
+    )
+    path = folder / node / "haproxy.cfg"
+    path.parent.mkdir()
+    path.write_text(text + "\n")
+    return path
+
+
+def test_haproxy_takes_the_mended_configuration_and_listens_on_loopback_only(
+    environment: dict[str, str], tmp_path: Path
+):
+    wrapper = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    config = rendered_by_serve(tmp_path / "i")
+    assert "bind *:" in config.read_text()
+    assert "mode 666" in config.read_text()
+    done = subprocess.run(
+        [wrapper, "-c", "-f", config], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = config.read_text()
+    binds = [line.split()[1] for line in text.splitlines() if line.split()[:1] == ["bind"]]
+    assert len(binds) == 3
+    assert all(bind.startswith("127.0.0.1:") for bind in binds), binds
+    assert "mode 666" not in text
+    assert "text/plain lf-string" not in text
+    assert str(tmp_path / "i" / "503.http") in text
+
+
+def test_haproxys_own_answers_are_json(environment: dict[str, str], tmp_path: Path):
+    folder = Path(environment["RAY_SERVE_HAPROXY_BINARY_PATH"]).parent
+    for name, status in (("400.http", 400), ("503.http", 503), ("500.json.http", 500)):
+        head, body = (folder / name).read_bytes().split(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b"Content-Length: %d\r\n" % len(body) in head + b"\r\n"
+        assert body.startswith(b'{"code":"')
+    assert b"Retry-After: 1" in (folder / "503.http").read_bytes()
+
+
+def test_its_folder_is_private(environment: dict[str, str], tmp_path: Path):
+    assert (tmp_path / "i").stat().st_mode & 0o777 == 0o700
+
+
+def test_every_file_lies_in_its_folder(environment: dict[str, str], tmp_path: Path):
+    paths = [value for value in environment.values() if value.startswith(os.sep)]
+    assert len(paths) >= 5
+    assert all(path.startswith(str(tmp_path / "i")) for path in paths)
+
+
+def test_every_variable_is_one_that_this_ray_reads(environment: dict[str, str]):
+    import ray.serve._private.constants as constants
+
+    source = Path(constants.__file__).read_text("utf-8")
+    assert [name for name in environment if f'"{name}"' not in source] == []
+
+
+def test_no_port_is_given_twice():
+    ports = ingress_ports(Settings())
+    single = [ports[k] for k in ("http", "statistics", "haproxy_metrics", "fallback_http")]
+    assert len({*single, ports["fallback_grpc"]}) == 5
+    assert max(ports["fallback_grpc"], *single) < ports["replicas_from"]
+    assert ports["replicas_to"] <= ports["grpc_from"] < ports["grpc_to"]
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("penstock.cluster.ingress._MAX_SOCKET_PATH_BYTES", 107)
+    with pytest.raises(ClusterError, match="too long"):
+        serve_environment(Settings(project_root=tmp_path), tmp_path / ("long" * 10))
