@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,22 @@ class FeatureObjects:
         return self.services[name]
 
 
+def function_of(view: OnDemandFeatureView) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    """Give the function of an on-demand view: columns in, columns out.
+
+    Raises:
+        DeclarationError: its mode is another one; then training and serving would need two.
+    """
+    if view.mode != "python" or view.singleton or view.feature_transformation is None:
+        raise DeclarationError(
+            f"the on-demand view {view.name!r} has the mode {view.mode!r}"
+            + (", one row at a time" if view.singleton else ""),
+            allowed="mode python over whole columns, for training and for serving alike",
+        )
+    function: Callable[[dict[str, Any]], Mapping[str, Any]] = view.feature_transformation.udf
+    return function
+
+
 def load_feature_objects(settings: Settings, use_case: str) -> FeatureObjects:
     """Import the entities, views and services of a use case from its declarations.
 
@@ -119,7 +136,8 @@ def load_feature_objects(settings: Settings, use_case: str) -> FeatureObjects:
     for module_name in present or ["views"]:
         module = import_declarations(settings, use_case, module_name)
         for kind, by_name in found.items():
-            for value in declared(module, kind):
+            values: Iterator[Any] = declared(module, kind)
+            for value in values:
                 if by_name.setdefault(value.name, value) is not value:
                     raise DeclarationError(
                         f"{use_case} declares two objects named {value.name!r} "

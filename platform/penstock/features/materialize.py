@@ -11,10 +11,11 @@ from typing import cast
 
 import polars as pl
 from feast import FeatureStore, FeatureView
+from feast.data_source import DataSource
 from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 from feast.infra.online_stores.helpers import get_online_store_from_config
 
-from penstock.errors import UserError
+from penstock.errors import DeclarationError, UserError
 from penstock.features import entity_keys
 from penstock.features.declarations import load_feature_objects
 from penstock.features.online_rows import EPOCH, RowStore, WrittenRows
@@ -75,7 +76,7 @@ def materialize(
         try:
             return [_materialize_view(store, online, view, end, progress) for view in views]
         finally:
-            online.close()
+            online.disconnect()
 
 
 def _materialize_view(
@@ -90,7 +91,7 @@ def _materialize_view(
         done += len(block.keys)
         progress(step, done, rows.height)
     store.registry.apply_materialization(view, store.project, EPOCH, end)
-    newest = rows[view.batch_source.timestamp_field].max()
+    newest = rows[_source(view).timestamp_field].max()
     return MaterializedView(
         view=view.name,
         num_entities=rows.height,
@@ -101,7 +102,7 @@ def _materialize_view(
 
 def newest_rows(store: FeatureStore, view: FeatureView, end: datetime) -> pl.DataFrame:
     """Read the newest row of each entity up to `end`, in the view's own names."""
-    source = view.batch_source
+    source = _source(view)
     offline = get_offline_store_from_config(store.config.offline_store)
     to_source = {name: column for column, name in source.field_mapping.items()}
     job = offline.pull_latest_from_table_or_query(
@@ -118,8 +119,17 @@ def newest_rows(store: FeatureStore, view: FeatureView, end: datetime) -> pl.Dat
     return frame.drop_nulls(view.join_keys)
 
 
+def _source(view: FeatureView) -> DataSource:
+    if view.batch_source is None:
+        raise DeclarationError(
+            f"the feature view {view.name!r} has no batch source to materialize from",
+            next_step="give it one, or online=False",
+        )
+    return view.batch_source
+
+
 def _blocks(view: FeatureView, rows: pl.DataFrame) -> Iterator[WrittenRows]:
-    source = view.batch_source
+    source = _source(view)
     for block in rows.iter_slices(_ROWS_PER_BLOCK):
         created = source.created_timestamp_column
         yield WrittenRows(

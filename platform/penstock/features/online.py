@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from penstock.errors import DeclarationError, UserError
 from penstock.features import entity_keys
-from penstock.features.declarations import FeatureObjects, load_feature_objects
+from penstock.features.declarations import FeatureObjects, function_of, load_feature_objects
 from penstock.records import Record
 from penstock.settings import Settings
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from feast import FeatureView, OnDemandFeatureView
     from feast.feature_view_projection import FeatureViewProjection
     from feast.repo_config import RepoConfig
+    from feast.types import FeastType
 
     from penstock.features.online_rows import RowStore
 
@@ -33,14 +34,14 @@ FieldType = Literal["int64", "float64", "bool", "string", "timestamp"]
 _FIELD_TYPES: dict[str, FieldType] = {
     "INT32": "int64",
     "INT64": "int64",
-    "FLOAT32": "float64",
-    "FLOAT64": "float64",
+    "FLOAT": "float64",
+    "DOUBLE": "float64",
     "BOOL": "bool",
     "STRING": "string",
     "UNIX_TIMESTAMP": "timestamp",
 }
-_NUMBERS = frozenset({"INT32", "INT64", "FLOAT32", "FLOAT64", "BOOL"})
-_COLUMN_TYPES = {
+_NUMBERS = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL"})
+_COLUMN_TYPES: dict[FieldType, Any] = {
     "int64": np.int64,
     "float64": np.float64,
     "bool": np.bool_,
@@ -174,7 +175,7 @@ class OnlineReader:
 
     def close(self) -> None:
         """Let go of the online store's connections."""
-        self._store.close()
+        self._store.disconnect()
 
     def _read_part(
         self, part: _StoredPart, columns: Mapping[str, NDArray[Any]], as_of_us: NDArray[np.int64]
@@ -197,7 +198,8 @@ class OnlineReader:
         try:
             convert = _CONVERT[field.dtype]
             given = [convert(row[field.name]) for row in rows]
-            return np.array(given, dtype=_COLUMN_TYPES[field.dtype])
+            column: NDArray[Any] = np.array(given, dtype=_COLUMN_TYPES[field.dtype])
+            return column
         except KeyError:
             raise UserError(
                 f"a row lacks the field {field.name!r}",
@@ -237,7 +239,7 @@ class _Plan:
         self.feature_names = tuple(names)
         for projection in projections:
             for feature in projection.features:
-                if feature.dtype.name not in _NUMBERS:
+                if _type_name(feature.dtype) not in _NUMBERS:
                     raise DeclarationError(
                         f"the feature {feature.name!r} of the service {service_name!r} is "
                         f"{feature.dtype}",
@@ -278,11 +280,6 @@ class _Plan:
     def _add_computed(
         self, objects: FeatureObjects, view: OnDemandFeatureView, projection: FeatureViewProjection
     ) -> None:
-        if view.mode != "python":
-            raise DeclarationError(
-                f"the on-demand view {view.name!r} has the mode {view.mode!r}",
-                allowed="python: one function over columns, for training and for serving alike",
-            )
         for source in view.source_request_sources.values():
             for field in source.schema:
                 self._add_field(field.name, field.dtype)
@@ -304,22 +301,27 @@ class _Plan:
         features = [feature.name for feature in projection.features]
         self.computed.append(
             _ComputedPart(
-                function=view.feature_transformation.udf,
+                function=function_of(view),
                 features=features,
                 columns=[self.feature_names.index(name) for name in features],
                 stored_inputs=stored_inputs,
             )
         )
 
-    def _add_field(self, name: str, dtype: Any) -> None:
-        if dtype.name not in _FIELD_TYPES:
+    def _add_field(self, name: str, dtype: FeastType) -> None:
+        if _type_name(dtype) not in _FIELD_TYPES:
             raise DeclarationError(
                 f"the request field {name!r} is {dtype}",
                 allowed=", ".join(sorted(set(_FIELD_TYPES.values()))),
             )
-        field = FieldSpec(name=name, dtype=_FIELD_TYPES[dtype.name])
+        field = FieldSpec(name=name, dtype=_FIELD_TYPES[_type_name(dtype)])
         if self.fields.setdefault(name, field) != field:
             raise DeclarationError(f"the request field {name!r} is declared with two types")
+
+
+def _type_name(dtype: FeastType) -> str:
+    name: str = dtype.to_value_type().name
+    return name
 
 
 def _number(value: Any) -> float:

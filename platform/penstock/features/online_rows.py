@@ -14,6 +14,7 @@ from feast.repo_config import RepoConfig
 from feast.types import (
     Bool,
     Bytes,
+    FeastType,
     Float32,
     Float64,
     Int32,
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from penstock.errors import DeclarationError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-VALUE_FIELDS = {
+VALUE_FIELDS: dict[FeastType, str] = {
     Int32: "int32_val",
     Int64: "int64_val",
     Float32: "float_val",
@@ -82,8 +83,8 @@ class RowStore(Protocol):
     ) -> ReadRows:
         """Read numeric features of many entities at once; a key may come more than once."""
 
-    def close(self) -> None:
-        """Let go of connections."""
+    def disconnect(self) -> None:
+        """Let go of connections; the next call makes new ones."""
 
 
 def value_fields(view: FeatureView) -> dict[str, str]:

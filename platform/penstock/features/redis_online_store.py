@@ -30,6 +30,8 @@ from penstock.features.online_rows import (
 # Redis runs one script at a time: a block must end within a few milliseconds.
 _ROWS_PER_SCRIPT = 250
 _SCRIPTS_PER_PIPELINE = 8
+_ClassPath = Literal["penstock.features.redis_online_store.GuardedRedisOnlineStore"]
+_CLASS_PATH: _ClassPath = "penstock.features.redis_online_store.GuardedRedisOnlineStore"
 _DOUBLE = struct.Struct("<d")
 # How Value's double_val (field 6) and int64_val (field 4) begin on the wire.
 _DOUBLE_TAG = Value(double_val=1.0).SerializeToString()[0]
@@ -81,15 +83,13 @@ return #KEYS
 """
 
 
-class GuardedRedisOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]  # feast has no types
+class GuardedRedisOnlineStoreConfig(RedisOnlineStoreConfig):
     """Feast's configuration of Redis, under this store's class path."""
 
-    type: Literal["penstock.features.redis_online_store.GuardedRedisOnlineStore"] = (
-        "penstock.features.redis_online_store.GuardedRedisOnlineStore"
-    )
+    type: _ClassPath = _CLASS_PATH  # type: ignore[assignment]  # feast fixes its own store's name
 
 
-class GuardedRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # feast has no types
+class GuardedRedisOnlineStore(RedisOnlineStore):
     """Feast's Redis store whose writes never put an older row over a newer one."""
 
     def write_rows(self, config: RepoConfig, view: FeatureView, rows: WrittenRows) -> None:
@@ -154,7 +154,7 @@ class GuardedRedisOnlineStore(RedisOnlineStore):  # type: ignore[misc]  # feast 
             if progress:
                 progress(len(rows.keys))
 
-    def close(self) -> None:
+    def disconnect(self) -> None:
         """Close the connections; the next call opens them again."""
         if self._client is not None:
             self._client.close()

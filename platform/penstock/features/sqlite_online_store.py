@@ -46,7 +46,7 @@ _COLUMN_TYPES = {
 }
 
 
-class RowSqliteOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  # feast has no types
+class RowSqliteOnlineStoreConfig(FeastConfigBaseModel):
     """How feature_store.yaml points at the file."""
 
     type: Literal["penstock.features.sqlite_online_store.RowSqliteOnlineStore"] = (
@@ -56,7 +56,7 @@ class RowSqliteOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  #
     """The file; relative: to the feature repo."""
 
 
-class RowSqliteOnlineStore(OnlineStore):  # type: ignore[misc]  # feast has no types
+class RowSqliteOnlineStore(OnlineStore):
     """One table a feature view; usable by any Feast project through its full class path."""
 
     def __init__(self) -> None:
@@ -169,9 +169,9 @@ class RowSqliteOnlineStore(OnlineStore):  # type: ignore[misc]  # feast has no t
             with connection:
                 for view in tables:
                     connection.execute(f"DROP TABLE IF EXISTS {_table(config, view)}")
-        self.close()
+        self.disconnect()
 
-    def close(self) -> None:
+    def disconnect(self) -> None:
         """Close the file; the next call opens it again."""
         with self._lock:
             if self._connection is not None:

@@ -198,7 +198,7 @@ def _registered(store: FeatureStore) -> dict[str, dict[str, Any]]:
 
 def _same(present: Any, declared: Any) -> bool:
     """Whether the registry's object says what the declaration says."""
-    return _essence(present) == _essence(declared)
+    return bool(_essence(present) == _essence(declared))
 
 
 # What Feast adds by itself, or writes differently from one process to the next: times, the default

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -30,7 +30,7 @@ from penstock.errors import (
     TrainingDataError,
     unknown_name,
 )
-from penstock.features.declarations import FeatureObjects, load_feature_objects
+from penstock.features.declarations import FeatureObjects, function_of, load_feature_objects
 from penstock.features.store import open_store, registered_view
 from penstock.locks import exclusive
 from penstock.progress import Progress, silent
@@ -296,15 +296,21 @@ def _stored_features(
     job = offline.get_historical_features(
         config=store.config,
         feature_views=[objects.views[name].with_projection(p) for name, p in wanted.items()],
-        feature_refs=[f"{p.name_to_use()}:{f.name}" for p in wanted.values() for f in p.features],
-        entity_df=frame.select(*keys, pl.col(event_time).alias(_EVENT_TIMESTAMP)),
-        registry=_NoFunctions(),
+        feature_refs=[f"{_ref(p)}:{f.name}" for p in wanted.values() for f in p.features],
+        # Feast's interface speaks of pandas and of its own registries; ours takes these too.
+        entity_df=cast(Any, frame.select(*keys, pl.col(event_time).alias(_EVENT_TIMESTAMP))),
+        registry=cast(Any, _NoFunctions()),
         project=store.project,
     )
     joined = pl.DataFrame(pl.from_arrow(job.to_arrow()))
     if joined.height != frame.height:
         raise AssertionError(f"{frame.height} label rows became {joined.height}")
     return {f.name: joined[f.name] for view in wanted.values() for f in view.features}
+
+
+def _ref(projection: FeatureViewProjection) -> str:
+    # Feast's own name_to_use() carries no types.
+    return projection.name_alias or projection.name
 
 
 class _NoFunctions:
@@ -336,7 +342,7 @@ def _computed_features(
         }
         for source in view.source_feature_view_projections.values():
             inputs |= {f.name: stored[f.name].cast(pl.Float64).to_numpy() for f in source.features}
-        results = view.feature_transformation.udf(inputs)
+        results = function_of(view)(inputs)
         computed |= {f.name: pl.Series(f.name, results[f.name]) for f in projection.features}
     return computed
 

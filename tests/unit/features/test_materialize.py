@@ -1,6 +1,7 @@
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import polars as pl
@@ -25,6 +26,7 @@ from penstock.features.online import OnlineReader
 from penstock.features.sqlite_online_store import RowSqliteOnlineStore
 from penstock.features.store import apply, open_store
 from penstock.locks import exclusive
+from real_data import REPO_ROOT
 
 CUSTOMERS = "card_fraud.customer_windows"
 
@@ -144,29 +146,38 @@ class TestMaterialize:
     @pytest.mark.slow
     def test_a_run_that_is_killed_is_finished_by_the_next(self, tmp_path):
         settings = prepared(tmp_path)
-        child = multiprocessing.get_context("spawn").Process(
-            target=_killed_while_writing, args=(tmp_path,)
+        done = subprocess.run(
+            [sys.executable, "-c", _KILLED_WHILE_WRITING, str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": str(REPO_ROOT / "tests")},
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        child.start()
-        child.join(60)
-        assert child.exitcode == -signal.SIGKILL
+        assert done.returncode == -signal.SIGKILL, done.stderr
         materialize(settings, USE_CASE, until=datetime(2024, 12, 31, tzinfo=UTC))
         expected = offline_counts(settings, end_of_day(59))
         assert online_counts(settings, expected, end_of_day(59)) == list(expected.values())
 
 
-def _killed_while_writing(storage) -> None:
-    materialize_module._ROWS_PER_BLOCK = 10
-    write, calls = RowSqliteOnlineStore.write_rows, []
+_KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from payments import USE_CASE, settings_in
+from penstock.features import materialize
+from penstock.features.sqlite_online_store import RowSqliteOnlineStore
 
-    def write_twice_then_die(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(*arguments)
+materialize._ROWS_PER_BLOCK = 10
+write, calls = RowSqliteOnlineStore.write_rows, []
 
-    RowSqliteOnlineStore.write_rows = write_twice_then_die
-    materialize(settings_in(storage), USE_CASE)
+def write_twice_then_die(*arguments):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(*arguments)
+
+RowSqliteOnlineStore.write_rows = write_twice_then_die
+materialize.materialize(settings_in(Path(sys.argv[1])), USE_CASE)
+"""
 
 
 class TestGuardOff:
@@ -179,7 +190,7 @@ class TestGuardOff:
         views = [store.get_feature_view("card_fraud_customer")]
         online.update(store.config, views, [], [], [], partial=False)
         online.update(store.config, [], views, [], [], partial=False)
-        online.close()
+        online.disconnect()
         materialize(settings, USE_CASE, until=end_of_day(20))
         newest = offline_counts(settings, end_of_day(50))
         assert online_counts(settings, newest, FIRST_DAY) != list(newest.values())

@@ -37,7 +37,7 @@ def config(redis_server, tmp_path):
 def store():
     store = GuardedRedisOnlineStore()
     yield store
-    store.close()
+    store.disconnect()
 
 
 class TestGuardedRedisOnlineStore(OnlineStoreBehaviour):

@@ -37,7 +37,7 @@ def config(tmp_path):
 def store():
     store = RowSqliteOnlineStore()
     yield store
-    store.close()
+    store.disconnect()
 
 
 class TestRowSqliteOnlineStore(OnlineStoreBehaviour):
