@@ -13,6 +13,11 @@ from penstock.cluster import local, tokens
 from penstock.errors import ClusterError
 from penstock.settings import LOOPBACK_HOSTS, Settings, export_environment, inherited_environment
 
+_CHATTY_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+)
 UP_HINT = "start one with `penstock up`, or point ray.address at another Ray's dashboard"
 
 
@@ -125,8 +130,8 @@ def submission_client(settings: Settings) -> Any:
     target.get("/api/version", timeout_s=10.0)
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     return JobSubmissionClient(target.url, headers=target.headers)
 
 

@@ -219,6 +219,8 @@ def check_database(name: str, url: str) -> Check:
 def check_redis(address: str) -> Check:
     """Redis answers with its password; `address` is Feast's `host:port[,password=…]`."""
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     first, *options = address.split(",")
     host, _, port = first.partition(":")
@@ -229,6 +231,7 @@ def check_redis(address: str) -> Check:
             port=int(port or 6379),
             password=given.get("password"),
             ssl=given.get("ssl", "false").lower() == "true",
+            retry=Retry(NoBackoff(), 0),
             socket_timeout=_CONNECT_TIMEOUT_S,
             socket_connect_timeout=_CONNECT_TIMEOUT_S,
         ) as client:

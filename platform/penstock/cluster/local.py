@@ -23,6 +23,8 @@ _START_TIMEOUT_S = 90.0
 _LOCK_WAIT_S = 120.0
 # Start times are counted from a boot time that moves when the clock is set.
 _ALIVE_TOLERANCE_S = 30.0
+# One level down, because Ray opens its temporary folder to everybody (0777).
+_RAYS_FOLDER = "r"
 _INGRESS_SPAN = 5
 """Serve's HTTP port and the four that ingress.py derives from it by adding one."""
 
@@ -158,7 +160,7 @@ def _start(settings: Settings) -> LocalCluster:
             *(f"--node-ip-address={HOST}", f"--port={gcs_port}"),
             *(f"--dashboard-host={HOST}", f"--dashboard-port={dashboard_port}"),
             *("--include-dashboard=true", "--dashboard-agent-listen-port=0"),
-            *(f"--metrics-export-port={metrics_port}", f"--temp-dir={folder}"),
+            *(f"--metrics-export-port={metrics_port}", f"--temp-dir={folder / _RAYS_FOLDER}"),
             f"--num-cpus={settings.ray.num_logical_cpus}",
             f"--object-store-memory={settings.ray.object_store_memory_bytes}",
         ],
@@ -261,7 +263,7 @@ def _run_ray_start(flags: list[str], environment: dict[str, str], folder: Path) 
         what = f"ended with {code}" if code is not None else f"took over {_START_TIMEOUT_S:.0f} s"
         raise ClusterError(
             f"`ray start` {what}: {lines[-1] if lines else 'no output'}",
-            next_step=f"read {log} and {folder}/session_latest/logs, then try again",
+            next_step=f"read {log} and {folder}/{_RAYS_FOLDER}/session_latest/logs, then try again",
         )
 
 
@@ -285,7 +287,7 @@ def _own_processes(settings: Settings, folder: Path) -> tuple[ClusterProcess, ..
             missing = ", ".join(name for name in _PROCESS_NAMES if name not in found)
             raise ClusterError(
                 f"Ray started, but its {missing} is gone",
-                next_step=f"read {folder}/session_latest/logs, then try again",
+                next_step=f"read {folder}/{_RAYS_FOLDER}/session_latest/logs, then try again",
             )
         time.sleep(0.05)
 

@@ -41,7 +41,7 @@ class TestRuntimeEnv:
             ".venv/lib/x.py",
             ".penstock/tables/t.parquet",
             "tests/test_x.py",
-            "data/big.bin",
+            "data/payments.csv",
             "jobs/part.parquet",
         }
         for name in wanted | unwanted:
@@ -54,3 +54,24 @@ class TestRuntimeEnv:
         with ZipFile(target) as package:
             files = {name for name in package.namelist() if not name.endswith("/")}
         assert files == wanted
+
+    def test_ray_packs_the_whole_package(self, tmp_path):
+        # Ray holds the excludes against the package too: one for a folder of the project may hit
+        # a room of ours.
+        from zipfile import ZipFile
+
+        from ray._private.runtime_env.packaging import create_package
+
+        env = runtime_env(Settings(project_root=tmp_path))
+        (package,) = map(Path, env["py_modules"])
+        target = tmp_path / "package.zip"
+        create_package(
+            str(package),
+            target,
+            include_gitignore=True,
+            include_parent_dir=True,
+            excludes=env["excludes"],
+        )
+        with ZipFile(target) as packed:
+            files = {name for name in packed.namelist() if name.endswith(".py")}
+        assert files == {str(p.relative_to(package.parent)) for p in package.rglob("*.py")}
