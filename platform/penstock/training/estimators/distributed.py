@@ -1,12 +1,11 @@
 """Runs a training function on Ray Train's workers."""
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from penstock.errors import PenstockError, TrainingDataError
@@ -63,6 +62,8 @@ def run(
             storage_path=str(job.checkpoints),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            # It remarks on each report otherwise; the metrics stand in the tracked run.
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # typed as V1
         ),
     )
     try:
@@ -82,9 +83,7 @@ def run(
 
 
 def share() -> tuple[int, int]:
-    """Give this worker's rank and the number of workers, and keep Ray Train's remarks short."""
-    # It writes two lines for each report; the metrics themselves are in the tracked run.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    """Give this worker's rank and the number of workers."""
     context = ray.train.get_context()
     return context.get_world_rank(), context.get_world_size()
 

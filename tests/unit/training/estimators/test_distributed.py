@@ -1,0 +1,68 @@
+"""Fits on Ray Train's workers: several of them, and again after a loss."""
+
+import numpy as np
+import pytest
+import ray
+
+from penstock.cluster import connection
+from penstock.errors import TrainingDataError
+from penstock.training.declarations import TorchMLP, XGBoost
+from penstock.training.estimators import torch_nets, xgboost_trees
+from penstock.training.estimators.base import FitJob
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def connected(project, ray_cluster):
+    """Makes the test process a driver of the test run's Ray."""
+    connection.connect(project.settings)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def rows(synthetic):
+    features, labels = synthetic
+    scaled = np.nan_to_num((features - np.nanmean(features, axis=0)) / np.nanstd(features, axis=0))
+    return scaled.astype(np.float32), labels
+
+
+@pytest.fixture
+def job(tmp_path):
+    return FitJob(name="fit", checkpoints=tmp_path)
+
+
+def test_trees_of_two_workers_go_on_from_the_last_checkpoint(connected, rows, job):
+    scaled, labels = rows
+    half = XGBoost(num_workers=2, num_rounds=25)
+    first = xgboost_trees.fit(half, scaled, labels, job)
+    whole = half.model_copy(update={"num_rounds": 40})
+    second = xgboost_trees.fit(whole, scaled, labels, job)
+    losses = [epoch["train_loss"] for epoch in second.history]
+    assert len(losses) == 40
+    # The first half was not fitted again: it is the very history of the first fit.
+    assert second.history[:25] == first.history
+    assert losses[-1] < losses[24] < losses[0]
+    assert second.native.booster.num_boosted_rounds() == 40
+
+
+def test_a_net_of_two_workers_takes_the_steps_of_one(connected, rows, job, tmp_path):
+    scaled, labels = rows
+    one = TorchMLP(num_epochs=2, batch_size=64, learning_rate=1e-2)
+    two = one.model_copy(update={"num_workers": 2})
+    alone = torch_nets.fit(one, scaled, labels, FitJob(name="alone", checkpoints=tmp_path))
+    shared = torch_nets.fit(two, scaled, labels, job)
+    assert len(shared.history) == 2
+    for ours, theirs in zip(shared.history, alone.history, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+    np.testing.assert_allclose(
+        shared.native.predict(scaled), alone.native.predict(scaled), atol=5e-3
+    )
+
+
+def test_a_loss_that_is_no_number_is_the_datas_fault_and_is_not_tried_again(connected, rows, job):
+    scaled, labels = rows
+    config = TorchMLP(num_epochs=3, learning_rate=1e38)
+    with pytest.raises(TrainingDataError, match="not a finite number in epoch"):
+        torch_nets.fit(config, scaled, labels, job)

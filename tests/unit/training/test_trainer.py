@@ -1,0 +1,166 @@
+"""A training from its tables to its bundle, on a share of the published payments."""
+
+from datetime import datetime, timedelta
+
+import mlflow
+import numpy as np
+import polars as pl
+import pytest
+import ray
+
+from penstock.cluster import connection
+from penstock.data import tables
+from penstock.data.contracts import get_table
+from penstock.errors import GateRefusedError, TrainingDataError
+from penstock.features.build import build
+from penstock.features.store import apply
+from penstock.features.training_set import load_training_set, read_training_set
+from penstock.settings import Settings
+from penstock.training import bundle
+from penstock.training.declarations import LeakAlarm
+from penstock.training.tracking import REQUEST_TAG
+from penstock.training.trainer import train
+from projects import REPO_ROOT
+from real_data import card_fraud_files
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+TABLE = "card_fraud.transactions"
+
+
+@pytest.fixture(scope="module")
+def connected(project, ray_cluster):
+    """Makes the test process a driver of the test run's Ray."""
+    connection.connect(project.settings)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, connected):
+    """A storage that holds the payments of 400 customers in July and August, and their features."""
+    settings = Settings(
+        project_root=REPO_ROOT, storage={"root": str(tmp_path_factory.mktemp("trained"))}
+    )
+    payments = (
+        pl.concat(pl.read_parquet(file) for file in card_fraud_files("2018-07", "2018-08"))
+        .filter(pl.col("CUSTOMER_ID") < 400)
+        .with_columns(pl.col("TX_DATETIME").dt.replace_time_zone("UTC"))
+    )
+    columns = list(get_table(settings, TABLE).columns)
+    tables.commit(settings, TABLE, payments.select(columns), mode="append")
+    apply(settings, ["card_fraud"])
+    build(settings, "card_fraud")
+    return settings
+
+
+@pytest.fixture(scope="module")
+def client(settings):
+    return mlflow.MlflowClient(tracking_uri=settings.tracking_uri)
+
+
+@pytest.fixture(scope="module")
+def trained(settings, card_fraud_model):
+    return train(settings, card_fraud_model, estimator="logistic_regression", request_id="first")
+
+
+def runs_of(client, request_id):
+    experiment = client.get_experiment_by_name("card_fraud")
+    return client.search_runs([experiment.experiment_id], f"tags.`{REQUEST_TAG}` = '{request_id}'")
+
+
+class TestRun:
+    def test_it_names_its_training_set_and_the_versions_of_every_table(self, settings, trained):
+        assert trained.table_versions == {
+            TABLE: 0,
+            "card_fraud.customer_windows": 0,
+            "card_fraud.terminal_windows": 0,
+        }
+        frame = read_training_set(load_training_set(settings, trained.training_set_id))
+        assert trained.num_training_rows + trained.num_test_rows < frame.height
+
+    def test_its_bundle_answers_and_both_halves_of_it_agree(self, settings, trained):
+        training_set = load_training_set(settings, trained.training_set_id)
+        frame = read_training_set(training_set).select(training_set.feature_names).cast(pl.Float64)
+        rows = np.ascontiguousarray(frame.fill_null(np.nan).to_numpy())
+        folder = settings.storage_path / "runs" / trained.run_id / "bundle"
+        native, graph = bundle.load_native(folder)(rows), bundle.load_onnx(folder)(rows)
+        assert np.abs(native - graph).max() < 1e-5
+
+    def test_its_tracked_run_holds_params_metrics_curves_and_lineage(self, client, trained):
+        found = client.get_run(trained.run_id)
+        assert found.info.status == "FINISHED"
+        assert found.data.params["inverse_regularization"] == "1.0"
+        assert found.data.metrics["roc_auc"] == pytest.approx(trained.metrics["roc_auc"])
+        assert found.data.tags["penstock.training_set"] == trained.training_set_id
+        assert found.data.tags[f"penstock.table.{TABLE}"] == "0"
+        names = {file.path for file in client.list_artifacts(trained.run_id)}
+        assert {"roc.png", "precision_recall.png", "calibration.png", "environment.json"} <= names
+
+    def test_the_same_request_again_gives_the_same_run_and_begins_no_other(
+        self, settings, client, card_fraud_model, trained
+    ):
+        again = train(
+            settings, card_fraud_model, estimator="logistic_regression", request_id="first"
+        )
+        assert again == trained
+        assert len(runs_of(client, "first")) == 1
+
+
+class TestRestart:
+    def test_a_run_that_was_stopped_goes_on_with_its_own_training_set(
+        self, settings, client, card_fraud_model
+    ):
+        def stop_at_the_bundle(step, done, total=None, *, unit="rows"):
+            if step.endswith(": bundle"):
+                raise SystemExit(143)
+
+        def attempt(**more):
+            return train(
+                settings, card_fraud_model, estimator="decision_tree", request_id="stopped", **more
+            )
+
+        with pytest.raises(SystemExit):
+            attempt(progress=stop_at_the_bundle)
+        (stopped,) = runs_of(client, "stopped")
+        assert stopped.info.status == "KILLED"
+        finished = attempt()
+        assert finished.run_id == stopped.info.run_id
+        assert finished.training_set_id == stopped.data.tags["penstock.training_set"]
+        (after,) = runs_of(client, "stopped")
+        assert after.info.status == "FINISHED"
+        assert len(client.get_metric_history(finished.run_id, "roc_auc")) == 1
+
+
+class TestRefusals:
+    def test_a_metric_too_good_to_be_true_ends_the_run_as_a_leak(
+        self, settings, client, card_fraud_model
+    ):
+        alarm = LeakAlarm(metric="average_precision", max_plausible=0.001)
+        model = card_fraud_model.model_copy(update={"leak_alarm": alarm})
+        with pytest.raises(GateRefusedError, match="leaked") as refused:
+            train(settings, model, estimator="decision_tree", request_id="leak")
+        assert refused.value.exit_code == 3
+        (run,) = runs_of(client, "leak")
+        assert run.info.status == "FAILED"
+        assert not (settings.storage_path / "runs" / run.info.run_id).exists()
+
+    def test_a_training_split_of_one_class_is_refused(self, settings, client, card_fraud_model):
+        start = card_fraud_model.split.train_start
+        split = card_fraud_model.split.model_copy(
+            update={"train_end": start + timedelta(minutes=20)}
+        )
+        model = card_fraud_model.model_copy(update={"split": split})
+        with pytest.raises(TrainingDataError, match="every label 'TX_FRAUD'"):
+            train(settings, model, estimator="decision_tree", request_id="one-class")
+        assert runs_of(client, "one-class")[0].info.status == "FAILED"
+
+    def test_a_split_without_rows_is_refused(self, settings, card_fraud_model):
+        year = timedelta(days=365)
+        moments = ("train_start", "train_end", "test_start", "test_end")
+        split = card_fraud_model.split.model_copy(
+            update={name: getattr(card_fraud_model.split, name) + year for name in moments}
+        )
+        assert split.train_start > datetime(2019, 1, 1)
+        model = card_fraud_model.model_copy(update={"split": split})
+        with pytest.raises(TrainingDataError):
+            train(settings, model, estimator="decision_tree", request_id="empty")
