@@ -1,36 +1,21 @@
-"""The benchmarks' input: the published payments and the windows of their published protocol."""
+"""The benchmarks' input: the published payments and the windows declared for them."""
 
-from datetime import timedelta
+import sys
 from pathlib import Path
 
 import polars as pl
 
-from penstock.features.windows import Aggregation, Windows
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "feature_repo"))
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "card_fraud"
-WIDTHS = {"1DAY": timedelta(days=1), "7DAY": timedelta(days=7), "30DAY": timedelta(days=30)}
-CUSTOMER = Windows(
-    entity=("CUSTOMER_ID",),
-    event_time="TX_DATETIME",
-    widths=WIDTHS,
-    aggregations=(
-        Aggregation(kind="count", name="CUSTOMER_ID_NB_TX_{window}_WINDOW"),
-        Aggregation(kind="mean", column="TX_AMOUNT", name="CUSTOMER_ID_AVG_AMOUNT_{window}_WINDOW"),
-    ),
-)
-TERMINAL = Windows(
-    entity=("TERMINAL_ID",),
-    event_time="TX_DATETIME",
-    widths=WIDTHS,
-    delay=timedelta(days=7),
-    aggregations=(
-        Aggregation(kind="count", name="TERMINAL_ID_NB_TX_{window}_WINDOW"),
-        Aggregation(kind="share", column="TX_FRAUD", name="TERMINAL_ID_RISK_{window}_WINDOW"),
-    ),
-)
+from card_fraud.feature_tables import LABEL_DELAY, WIDTHS, customer_windows, terminal_windows  # noqa: E402  # found on the path that was just set
+
+__all__ = ["CUSTOMER", "LABEL_DELAY", "TERMINAL", "WIDTHS", "read_payments"]
+CUSTOMER, TERMINAL = customer_windows.windows, terminal_windows.windows
 
 
 def read_payments(num_rows: int | None = None) -> pl.DataFrame:
     """All five months in time order, or the first rows of them."""
-    payments = pl.read_parquet(DATA / "transactions" / "*.parquet").sort("TRANSACTION_ID")
+    files = ROOT.parent / "shared" / "data" / "card_fraud" / "transactions" / "*.parquet"
+    payments = pl.read_parquet(files).sort("TRANSACTION_ID")
     return payments if num_rows is None else payments.head(num_rows)
