@@ -93,13 +93,14 @@ def _render_report(console: "Console", report: dict[str, Any]) -> None:
     console.print(grid)
     for source in report["sources"]:
         for rule, number in source["broken_rules"].items():
-            console.print(f"  {number:,} rows broke {rule}", markup=False)
+            console.print(f"  {number:,} rows broke {rule}", markup=False, soft_wrap=True)
         if source["ignored_columns"]:
             ignored = ", ".join(source["ignored_columns"])
-            console.print(f"  left aside in {source['source']}: {ignored}", markup=False)
+            console.print(f"  left aside in {source['source']}: {ignored}", markup=False, soft_wrap=True)
     console.print(
         f"{report['table']} version {report['version']}: {report['num_read']:,} read = "
-        f"{report['num_kept']:,} kept + {report['num_quarantined']:,} quarantined"
+        f"{report['num_kept']:,} kept + {report['num_quarantined']:,} quarantined",
+        soft_wrap=True,
     )
 
 

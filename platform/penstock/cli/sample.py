@@ -45,5 +45,5 @@ def sample(
     emit(
         {"use_case": use_case, "seed": seed, "files": names},
         as_json=as_json,
-        render=lambda console: console.print("\n".join(names), highlight=False),
+        render=lambda console: console.print("\n".join(names), highlight=False, soft_wrap=True),
     )

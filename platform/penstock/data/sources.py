@@ -7,7 +7,6 @@ A large source is split into units of work, which Ray Data spreads over the clus
 import csv
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -272,37 +271,38 @@ def _sql_failure(source: SqlSource, error: Exception) -> DataError:
 
 
 def for_each(
-    units: Sequence[Unit],
-    work: Callable[[Unit], dict[str, Any]],
-    *,
-    threshold_bytes: int = RAY_DATA_THRESHOLD_BYTES,
+    units: Sequence[Unit], work: Callable[[Unit], dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Do the work of every unit: by Ray Data where there is much and a Ray to spread it on.
 
     The work's result must be JSON. Results come in no particular order.
     """
-    import ray
-
-    if len(units) < 2 or sum(u.size_bytes for u in units) < threshold_bytes:
+    is_small = sum(unit.size_bytes for unit in units) < RAY_DATA_THRESHOLD_BYTES
+    if is_small or len(units) < 2 or not _is_on_ray():
         yield from map(work, units)
         return
-    if not ray.is_initialized():
-        yield from map(work, units)
-        return
-    import ray.data
+    from ray import data as ray_data
 
     items = [{"unit": position} for position in range(len(units))]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+    dataset = ray_data.from_items(items, override_num_blocks=len(items)).map(
         _RemoteWork(tuple(units), work)
     )
     for row in dataset.iter_rows():
         yield orjson.loads(row["result"])
 
 
-@dataclass(frozen=True)
+def _is_on_ray() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 class _RemoteWork:
-    units: tuple[Unit, ...]
-    work: Callable[[Unit], dict[str, Any]]
+    """What a Ray Data task does with a row that names a unit."""
+
+    def __init__(self, units: tuple[Unit, ...], work: Callable[[Unit], dict[str, Any]]) -> None:
+        self._units = units
+        self._work = work
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": orjson.dumps(self.work(self.units[row["unit"]]))}
+        return {"result": orjson.dumps(self._work(self._units[row["unit"]]))}

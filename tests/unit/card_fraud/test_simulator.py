@@ -20,7 +20,9 @@ def relative_amounts(payments):
         mean=pl.col("TX_AMOUNT").mean().over("CUSTOMER_ID"),
         number=pl.len().over("CUSTOMER_ID"),
     )
-    return own.filter(pl.col("number") > 60).select(pl.col("TX_AMOUNT") / pl.col("mean")).to_series()
+    return (
+        own.filter(pl.col("number") > 60).select(pl.col("TX_AMOUNT") / pl.col("mean")).to_series()
+    )
 
 
 class TestSimulate:
@@ -36,7 +38,9 @@ class TestSimulate:
         start = pl.datetime(2018, 4, 1)
         seconds = (pl.col("TX_DATETIME") - start).dt.total_seconds()
         assert payments.select((seconds == pl.col("TX_TIME_SECONDS")).all()).item()
-        assert payments.select((pl.col("TX_TIME_SECONDS") // 86400 == pl.col("TX_TIME_DAYS")).all()).item()
+        assert payments.select(
+            (pl.col("TX_TIME_SECONDS") // 86400 == pl.col("TX_TIME_DAYS")).all()
+        ).item()
 
     def test_its_distributions_are_near_those_of_the_published_data(self, half_size):
         ours = half_size[1]

@@ -69,5 +69,5 @@ class TestGetTable:
         assert load_tables(settings, "card_fraud")[found.name] is found
 
     def test_the_nearest_name_is_offered_for_an_unknown_one(self):
-        with pytest.raises(NotFoundError, match="did you mean 'card_fraud.transactions'"):
+        with pytest.raises(NotFoundError, match=r"did you mean 'card_fraud\.transactions'"):
             get_table(Settings(project_root=REPO_ROOT), "card_fraud.transaction")

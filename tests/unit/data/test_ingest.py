@@ -121,9 +121,7 @@ class TestIngest:
         rows = spills(4).with_columns(pl.col("at").dt.to_string("iso"), open=pl.lit("x"))
         with sqlite3.connect(tmp_path / "x.db") as connection:
             connection.execute("create table s (id int, at text, litres real, gate text)")
-            connection.executemany(
-                "insert into s values (?, ?, ?, ?)", rows.drop("open").rows()
-            )
+            connection.executemany("insert into s values (?, ?, ?, ?)", rows.drop("open").rows())
         connection.close()
         table = get_table_without_open()
         given_ = {"url": f"sqlite:///{tmp_path}/x.db", "query": "select * from s"}
@@ -158,7 +156,9 @@ def get_table_without_open():
     from penstock.data.contracts import Table
 
     columns = {k: v for k, v in SPILLS.schema.columns.items() if k != "open"}
-    return Table(name="river.spills", event_time="at", key=("id",), schema=pa.DataFrameSchema(columns))
+    return Table(
+        name="river.spills", event_time="at", key=("id",), schema=pa.DataFrameSchema(columns)
+    )
 
 
 cells = st.one_of(
@@ -200,7 +200,9 @@ def as_parquet(_rows):
 class TestWhateverComes:
     """Any bytes are either refused, or every row that was read is kept or quarantined."""
 
-    @examples(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(
+        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(
         rows=st.lists(st.tuples(*[cells] * 5), min_size=1, max_size=6),
         form=st.sampled_from([("csv", as_csv), ("jsonl", as_jsonl), ("parquet", as_parquet)]),

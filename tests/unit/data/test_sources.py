@@ -62,7 +62,9 @@ class TestFiles:
     def test_empty_text_is_null_but_quoted_empty_text_is_a_text(self, tmp_path):
         path = tmp_path / "x.csv"
         path.write_text(HEADER + '1,2024-05-01,,,true\n2,2024-05-01,"","",true\n')
-        blocks = [b for u in inspect(FileSource(path=path), 0, SPILLS).units for b in read(u, SPILLS)]
+        blocks = [
+            b for u in inspect(FileSource(path=path), 0, SPILLS).units for b in read(u, SPILLS)
+        ]
         assert blocks[0].columns["litres"].to_list() == [None, None]
         assert blocks[0].columns["gate"].to_list() == [None, ""]
 

@@ -90,7 +90,7 @@ class TestCommit:
     )
     def test_an_append_of_other_columns_is_refused(self, settings, frame):
         commit(settings, spills(3))
-        with pytest.raises(DataError, match="differ from table river.spills"):
+        with pytest.raises(DataError, match=r"differ from table river\.spills"):
             commit(settings, frame)
         assert tables.latest(settings, NAME).num_rows == 3
 
