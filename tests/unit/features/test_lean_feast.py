@@ -1,0 +1,33 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+class TestLeanFeast:
+    def test_the_way_to_an_online_row_loads_neither_torch_nor_training_nor_mlflow(self):
+        loaded = run(
+            "import sys\n"
+            "import penstock.features.online, penstock.features.store\n"
+            "import penstock.features.sqlite_online_store\n"
+            "heavy = ('torch', 'mlflow', 'ray', 'sklearn', 'xgboost', 'penstock.training')\n"
+            "print([name for name in heavy if name in sys.modules])"
+        )
+        assert loaded == "[]"
+
+    def test_feast_still_finds_torch_when_it_needs_it(self):
+        assert (
+            run(
+                "import penstock.features, feast\n"
+                "from feast.infra.offline_stores.offline_store import get_torch\n"
+                "print(get_torch().tensor([1.5]).item())"
+            )
+            == "1.5"
+        )
