@@ -67,7 +67,10 @@ def append(source: DataSource | None, table: pa.Table, config: RepoConfig) -> No
     except pl.exceptions.PolarsError as error:
         raise DataError(f"the rows do not fit the source {readable.name!r}: {error}") from error
     if isinstance(readable, DeltaSource) or isinstance(readable.file_format, DeltaFormat):
-        tables.append_path(_delta_location(readable, config), rows)
+        target = tables.at_path(_delta_location(readable, config))
+        partition = target.partition_by()
+        event_time = readable.timestamp_field if partition else None
+        target.commit(rows, mode="append", partition_by=partition, event_time=event_time)
         return
     location = _location(readable, config)
     filesystem, path = FileSource.create_filesystem_and_path(

@@ -261,9 +261,10 @@ class TestWrites:
         assert len(list(folder.glob("*.parquet"))) == 2
         assert pl.read_parquet(folder)["sensor"].sum() == 14
 
-    def test_a_delta_table_gets_one_version_more(self, store, tmp_path):
+    @pytest.mark.parametrize("partition", [{}, {"partition_by": "day", "event_time": "seen_at"}])
+    def test_a_delta_table_gets_one_version_more(self, store, tmp_path, partition):
         path = tmp_path / "delta"
-        tables.at_path(path).commit(readings(ROWS), mode="append")
+        tables.at_path(path).commit(readings(ROWS), mode="append", **partition)
         source = DeltaSource(path=str(path), timestamp_field="seen_at")
         PenstockOfflineStore.offline_write_batch(store.config, view(source), self.new_rows(), None)
         assert tables.at_path(path).latest().version == 1
