@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from penstock.cluster import connection, local, ports, processes, tokens
@@ -50,11 +49,41 @@ with job("demo") as run:
         # One line an attempt: shows how often a request was worked on.
         with (run.settings.storage_path / run.request_id).open("a") as file:
             file.write("once\\n")
+    if what == "serve":
+        import listening
+        run.finish({"addresses": listening.while_serving(run.settings)})
+        sys.exit(0)
     if what == "killed":
         os.kill(os.getpid(), 9)
     for done in range(3):
         run.progress("adding", done + 1, 3)
     run.finish({"sum": ray.get(add.remote(1, number)), "request_id": run.request_id})
+"""
+
+LISTENING = """
+import psutil
+from ray import serve
+from ray.serve.config import HTTPOptions
+from penstock.cluster import local, processes
+
+@serve.deployment
+class Hello:
+    async def __call__(self, request):
+        return "hello"
+
+def while_serving(settings):
+    cluster = local.current(settings)
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=cluster.serving_port))
+    serve.run(Hello.bind(), name="hello", route_prefix="/hello")
+    try:
+        ours = {process.pid for process in processes.find(cluster.cluster_id)}
+        return [
+            (one.laddr.ip, psutil.Process(one.pid).name())
+            for one in psutil.net_connections("inet")
+            if one.status == psutil.CONN_LISTEN and one.pid in ours
+        ]
+    finally:
+        serve.delete("hello")
 """
 
 RUN = """
@@ -76,6 +105,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, project: Project, ray_cluste
     (root / "pyproject.toml").write_text("[tool.penstock]\n")
     (root / "jobs").mkdir()
     (root / "jobs" / "demo.py").write_text(DEMO)
+    (root / "jobs" / "listening.py").write_text(LISTENING)
     return Project(root=root, storage=project.storage)
 
 
@@ -166,18 +196,16 @@ class TestJobs:
 
 
 class TestListening:
-    # After a job, so that workers' ports are among them.
-    @pytest.mark.usefixtures("ran")
-    def test_every_port_is_on_loopback(self, ray_cluster: LocalCluster):
-        ours = {process.pid for process in processes.find(ray_cluster.cluster_id)}
-        listening = [
-            one.laddr
-            for one in psutil.net_connections("inet")
-            if one.status == psutil.CONN_LISTEN and one.pid in ours
-        ]
-        # GCS, raylet, dashboard, agents, metrics: fewer would mean that we look past them.
-        assert len(listening) >= 8
-        assert {address.ip for address in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    def test_every_port_is_on_loopback_also_while_serve_serves(self, small):
+        code, output, errors = demo(small, "serve", "0")
+        assert code == 0, errors
+        addresses = [tuple(one) for one in json.loads(output)["addresses"]]
+        # GCS, raylet, dashboard, agents, HAProxy, replica: fewer would mean that we look past them.
+        assert len(addresses) >= 12
+        assert any("haproxy" in name for _, name in addresses)
+        assert any("ServeReplica" in name for _, name in addresses)
+        loopback = {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+        assert [one for one in addresses if one[0] not in loopback] == []
 
     def test_a_stranger_without_the_token_is_turned_away(self, ray_cluster: LocalCluster):
         stranger = connection.Endpoint(
@@ -221,19 +249,15 @@ def plain_ray(tmp_path: Path) -> Iterator[int]:
     temp_dir = Path(tempfile.mkdtemp(prefix="plain-", dir="/tmp"))  # short, for Unix sockets
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PENSTOCK_"))}
     mark = f"plain-{os.getpid()}"
-    subprocess.run(
-        [
-            *(str(Path(sys.executable).parent / "ray"), "start", "--head"),
-            *(f"--port={port}", f"--temp-dir={temp_dir}", "--num-cpus=1"),
-            *("--include-dashboard=false", "--object-store-memory=80000000"),
-            f"--ray-client-server-port={ports.choose(port + 1)}",
-        ],
-        env=clean | {"PENSTOCK_CLUSTER_ID": mark, "SPT_NOENV": "1"},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    command = [
+        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--disable-usage-stats"),
+        *(f"--port={port}", f"--temp-dir={temp_dir}", "--num-cpus=1"),
+        *("--include-dashboard=false", "--object-store-memory=80000000"),
+        f"--ray-client-server-port={ports.choose(port + 1)}",
+    ]
+    marked = clean | {"PENSTOCK_CLUSTER_ID": mark, "SPT_NOENV": "1", "RAY_AUTH_MODE": "disabled"}
     try:
+        subprocess.run(command, env=marked, check=True, capture_output=True, timeout=180)
         yield port
     finally:
         processes.end(mark)

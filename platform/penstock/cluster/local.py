@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from penstock.cluster import ports, processes, tokens
 from penstock.cluster.ingress import serve_environment
+from penstock.cluster.loopback import WORKER_HOOK, WORKER_HOOK_VARIABLE
 from penstock.errors import ClusterError
 from penstock.locks import exclusive
 from penstock.records import Record
@@ -227,6 +228,7 @@ def _environment(
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         LOOPBACK_NODE_VARIABLE: "0",
+        WORKER_HOOK_VARIABLE: WORKER_HOOK,
         "DASHBOARD_METRIC_PORT": str(dashboard_metrics_port),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
