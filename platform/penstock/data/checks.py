@@ -9,7 +9,7 @@ import pandera.polars as pa
 import polars as pl
 
 from penstock.data.contracts import Table
-from penstock.data.conversion import convert
+from penstock.data.conversion import convert, within_years
 from penstock.errors import DataError
 
 ROW = "__row"
@@ -56,7 +56,13 @@ class RawBlock:
 
 def _take(values: pl.Series | Sequence[Any], rows: Sequence[int]) -> Sequence[Any]:
     if isinstance(values, pl.Series):
-        return values.gather(list(rows)).to_list()
+        picked = values.gather(list(rows))
+        if isinstance(picked.dtype, pl.Datetime | pl.Date):
+            # Python has no dates beyond the year 9999; their number is still worth keeping.
+            numbers = picked.to_physical().cast(pl.String)
+            sound = within_years(picked)
+            return sound.dt.to_string("iso").zip_with(sound.is_not_null(), numbers).to_list()
+        return picked.to_list()
     return [values[i] for i in rows]
 
 

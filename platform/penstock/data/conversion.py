@@ -24,6 +24,8 @@ _TIME = (
 _INTEGER = r"^[+-]?\d+$"
 _FLOAT = r"(?i)^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)$"
 _US_PER_S = 1_000_000
+_DAY_S = 86_400
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 _LAST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
 
@@ -43,6 +45,8 @@ def convert(given: pl.Series | Sequence[Any], dtype: pl.DataType, *, zone: str) 
         return _from_objects(given, dtype, zone)
     if dtype == EVENT_TIME and isinstance(given.dtype, pl.Datetime):
         return _compare(given, _times(given, zone))
+    if given.dtype == dtype == pl.Date:
+        return _compare(given, within_years(given))
     if given.dtype == dtype:
         return Converted(given, pl.repeat(False, len(given), eager=True))
     if given.dtype in (pl.Categorical, pl.Enum):
@@ -63,15 +67,24 @@ def _compare(given: pl.Series, values: pl.Series) -> Converted:
 
 def _times(given: pl.Series, zone: str) -> pl.Series:
     """To microseconds in UTC; null where a local time did not happen or happened twice."""
-    unit = given.dtype.time_unit  # type: ignore[attr-defined]  # it is a Datetime
-    per_s = {"ms": 1_000, "us": _US_PER_S, "ns": 1_000_000_000}[unit]
-    limit = 2**63 - 1
-    physical = given.to_physical()
-    # Beyond the years that people write, a change of unit could overflow without a sign.
-    low = max(math.ceil(_FIRST.timestamp() * per_s), -limit)
-    high = min(math.floor(_LAST.timestamp() * per_s), limit)
-    kept = pl.select(pl.when(physical.is_between(low, high)).then(given)).to_series()
-    return _to_utc(kept.dt.cast_time_unit("us"), zone)
+    return _to_utc(within_years(given).dt.cast_time_unit("us"), zone)
+
+
+def within_years(given: pl.Series) -> pl.Series:
+    """The dates or times of the years 1 to 9999, null for others.
+
+    Beyond them a change of unit could overflow without a sign, and Python has no such dates.
+    """
+    if given.dtype == pl.Date:
+        low, high = _FIRST.toordinal() - _EPOCH_DAY, _LAST.toordinal() - _EPOCH_DAY
+    else:
+        unit = given.dtype.time_unit  # type: ignore[attr-defined]  # it is a Datetime
+        per_s = {"ms": 1_000, "us": _US_PER_S, "ns": 1_000_000_000}[unit]
+        # A day less at both ends: a zone may move the time over the edge.
+        low = max(math.ceil(_FIRST.timestamp() + _DAY_S) * per_s, -(2**63) + 1)
+        high = min(math.floor(_LAST.timestamp() - _DAY_S) * per_s, 2**63 - 1)
+    is_within = given.to_physical().is_between(low, high)
+    return pl.select(pl.when(is_within).then(given)).to_series()
 
 
 def _to_utc(times: pl.Series, zone: str) -> pl.Series:
@@ -85,9 +98,9 @@ def _from_text(given: pl.Series, dtype: pl.DataType, zone: str) -> pl.Series:
     if dtype == pl.String:
         return given
     if dtype == EVENT_TIME:
-        return _times_from_text(given, zone)
+        return within_years(_times_from_text(given, zone))
     if dtype == pl.Date:
-        return given.str.to_date("%Y-%m-%d", strict=False)
+        return within_years(given.str.to_date("%Y-%m-%d", strict=False))
     if dtype == pl.Boolean:
         lower = given.str.to_lowercase()
         return lower.replace_strict({"true": True, "false": False}, default=None).cast(pl.Boolean)
@@ -126,7 +139,7 @@ def _from_objects(given: Sequence[Any], dtype: pl.DataType, zone: str) -> Conver
     values: pl.Series
     if dtype == EVENT_TIME:
         texts = pl.Series([_time_text(v) for v in given], dtype=pl.String)
-        values = _times_from_text(texts, zone)
+        values = _from_text(texts, dtype, zone)
     elif dtype == pl.Date:
         texts = pl.Series([str(v) if _is_date(v) else None for v in given], dtype=pl.String)
         values = _from_text(texts, dtype, zone)

@@ -34,6 +34,14 @@ def _base64_forms(needle: bytes) -> list[bytes]:
     return forms
 
 
+# What the two readers raise on broken bytes; polars panics on a type it cannot make.
+_FAILURES = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+)
 _HIDDEN_KEYS = _base64_forms(_EXTENSION_KEY)
 
 
@@ -82,7 +90,7 @@ def open_file(path: Path) -> pq.ParquetFile:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
+def unreadable(path: Path, error: BaseException) -> DataError:
     """Say that a file broke while it was read."""
     if "ncrypt" in str(error):
         return DataError(f"{path} has encrypted columns", next_step="decrypt it first")
@@ -92,9 +100,16 @@ def unreadable(path: Path, error: Exception) -> DataError:
     )
 
 
-def read_schema(file: pq.ParquetFile) -> pl.Schema:
-    """The columns as polars sees them."""
-    return pl.DataFrame(pl.from_arrow(file.schema_arrow.empty_table())).schema
+def read_schema(path: Path, file: pq.ParquetFile) -> pl.Schema:
+    """The columns as polars sees them.
+
+    Raises:
+        DataError: a type is broken.
+    """
+    try:
+        return pl.DataFrame(pl.from_arrow(file.schema_arrow.empty_table())).schema
+    except _FAILURES as error:
+        raise unreadable(path, error) from error
 
 
 def read_blocks(
@@ -108,8 +123,10 @@ def read_blocks(
     file = open_file(path)
     try:
         for batch in file.iter_batches(block_rows, row_groups=row_groups, columns=columns):
+            # Arrow decodes texts without looking at them; broken ones would end polars.
+            batch.validate(full=True)
             yield pl.DataFrame(pl.from_arrow(pa.Table.from_batches([batch]))).select(columns)
-    except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except _FAILURES as error:
         raise unreadable(path, error) from error
     finally:
         file.close()

@@ -93,10 +93,7 @@ def _inspect_parquet(
     file = parquet_files.open_file(path)
     try:
         ignored = _compare_columns(path, file.schema_arrow.names, table)
-        try:
-            schema = parquet_files.read_schema(file)
-        except (pa.ArrowException, pl.exceptions.PolarsError, ValueError) as error:
-            raise parquet_files.unreadable(path, error) from error
+        schema = parquet_files.read_schema(path, file)
         wrong = [name for name, dtype in table.columns.items() if not fits(schema[name], dtype)]
         if wrong:
             raise DataError(

@@ -100,3 +100,8 @@ class TestCheck:
     def test_the_record_holds_values_that_json_cannot(self):
         raw = RawBlock(0, {"id": [2**80], "litres": [float("inf")]}, 1)
         assert raw.records([0]) == [f'{{"id":"{2**80}","litres":"inf"}}']
+
+    def test_the_record_holds_times_that_python_does_not_have_as_their_number(self):
+        far = pl.Series([2**61, 0]).cast(pl.Datetime("us", "UTC"))
+        assert RawBlock(0, {"at": far}, 2).records([0]) == [f'{{"at":"{2**61}"}}']
+        assert RawBlock(0, {"at": far}, 2).texts("at", [1])[0].startswith("1970-01-01")

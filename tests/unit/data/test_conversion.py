@@ -43,6 +43,7 @@ class TestText:
             ("1", pl.Boolean(), BAD),
             ("2024-02-29", pl.Date(), date(2024, 2, 29)),
             ("2023-02-29", pl.Date(), BAD),
+            ("0000-01-01", pl.Date(), BAD),
             (" as it is ", pl.String(), " as it is "),
         ],
     )
@@ -63,6 +64,8 @@ class TestText:
             ("2024-05-01T25:00:00", BAD),
             ("1714557600", BAD),
             ("yesterday", BAD),
+            ("0001-01-01T00:00:00+14:00", BAD),
+            ("9999-12-31T23:59:59-14:00", BAD),
         ],
     )
     def test_a_time_is_iso_8601_and_one_without_zone_is_read_in_the_contracts(self, text, expected):
@@ -133,6 +136,10 @@ class TestTimes:
             assert got.failed.to_list() == [False, False, False]
         else:
             assert got.failed.to_list() == [True, True, False]
+
+    def test_a_date_that_python_does_not_have_is_bad(self):
+        far = pl.Series([2**30, 0, None], dtype=pl.Int32).cast(pl.Date)
+        assert convert(far, pl.Date(), zone="UTC").failed.to_list() == [True, False, False]
 
 
 class TestFits:

@@ -98,6 +98,13 @@ class TestRefusals:
         with pytest.raises(DataError, match="broken"):
             read_all(path)
 
+    def test_a_text_that_is_no_utf_8_is_refused(self, tmp_path):
+        path = tmp_path / "x.parquet"
+        broken = pa.array([b"\xff\xfe"]).view(pa.string())
+        pq.write_table(pa.table({"id": broken}), path)
+        with pytest.raises(DataError, match="UTF8"):
+            read_all(path)
+
     def test_a_sound_file_is_read(self, tmp_path):
         path = tmp_path / "x.parquet"
         pq.write_table(spills(500).to_arrow(), path)
