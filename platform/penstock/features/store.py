@@ -165,7 +165,7 @@ def _apply(store: FeatureStore, wanted: Mapping[str, Mapping[str, Any]], gone: l
             store.apply(objects, objects_to_delete=gone, partial=not gone)
     except PenstockError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise DeclarationError(f"Feast refuses the declarations: {error}") from error
 
 

@@ -31,3 +31,14 @@ class TestLeanFeast:
             )
             == "1.5"
         )
+
+    def test_typeguard_is_itself_again_afterwards(self):
+        assert (
+            run(
+                "import penstock.features, typeguard\n"
+                "before = typeguard.typechecked\n"
+                "import feast\n"
+                "print(typeguard.typechecked is before, feast.__name__, feast.__version__ != '')"
+            )
+            == "True feast True"
+        )
