@@ -9,7 +9,7 @@ from data_room import SPILLS, spills
 from penstock.cluster.job import connect
 from penstock.data import tables
 from penstock.data.ingest import ingest
-from penstock.data.source_kinds import FileSource
+from penstock.data.source_kinds import FileSource, SqlSource
 from penstock.settings import Settings
 
 pytestmark = pytest.mark.ray
@@ -98,3 +98,30 @@ class TestRayData:
         assert [s.status for s in report.sources] == ["ingested", "ingested", "refused"]
         assert (report.num_kept, report.num_quarantined) == (3000, 5)
         assert tables.scan(settings, SPILLS.name).sort("id").collect().equals(frame)
+
+
+@pytest.mark.servers
+class TestPostgres:
+    def test_a_query_on_postgres_lands_with_its_types_converted(self, tmp_path, postgres):
+        import sqlalchemy
+
+        url = postgres.create("river")
+        engine = sqlalchemy.create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(
+                sqlalchemy.text(
+                    "CREATE TABLE s (id bigint, at timestamptz, litres numeric, gate text, "
+                    "open boolean)"
+                )
+            )
+            rows = [*spills(500).to_dicts(), {**spills(1).to_dicts()[0], "id": -1}]
+            insert = sqlalchemy.text("INSERT INTO s VALUES (:id, :at, :litres, :gate, :open)")
+            connection.execute(insert, rows)
+        engine.dispose()
+        source = SqlSource.model_validate({"url": url, "query": "SELECT * FROM s ORDER BY id"})
+        settings = Settings(project_root=tmp_path)
+        report = ingest(settings, SPILLS, [source])
+        assert (report.num_kept, report.num_quarantined) == (500, 1)
+        assert tables.scan(settings, SPILLS.name).sort("id").collect().equals(spills(500))
+        assert postgres.password not in report.model_dump_json()
+        assert ingest(settings, SPILLS, [source]).sources[0].status == "already"
