@@ -73,7 +73,18 @@ def run(
             f"training failed: {_cause(error)}",
             next_step="read the workers' logs in the Ray dashboard, under Jobs",
         ) from error
-    returned: dict[str, Any] = dict(result.return_value or {})
+    return refuse_divergence(dict(result.return_value or {}))
+
+
+def refuse_divergence(returned: dict[str, Any]) -> dict[str, Any]:
+    """Give what a worker returned, unless it says that its loss was not finite.
+
+    A worker says so rather than raises: a raised error counts as a lost worker, and the same data
+    would be tried again to the same end.
+
+    Raises:
+        TrainingDataError: the loss was not finite.
+    """
     if DIVERGED in returned:
         raise TrainingDataError(
             f"the loss was not a finite number in epoch {returned[DIVERGED]}",

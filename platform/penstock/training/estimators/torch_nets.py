@@ -138,7 +138,7 @@ def _worker(parts: dict[str, Any]) -> dict[str, Any]:
             trained, optimizer, schedule, inputs, targets, config, epoch, rank=rank, world=world
         )
         if not math.isfinite(loss):
-            return {"diverged_at": epoch + 1}
+            return {distributed.DIVERGED: epoch + 1}
         history.append({"train_loss": loss, "learning_rate": float(schedule.get_last_lr()[0])})
         _report(net, optimizer, schedule, history, first=rank == 0)
     weights = {name: value.cpu().numpy() for name, value in net.state_dict().items()}

@@ -1,13 +1,14 @@
 """Nets: what may be declared, and that batches are shared out whole."""
 
+import math
 import sys
 
 import pytest
 import torch
 
-from penstock.errors import DeclarationError
+from penstock.errors import DeclarationError, TrainingDataError
 from penstock.training.declarations import TorchMLP, TorchModule
-from penstock.training.estimators import torch_nets
+from penstock.training.estimators import distributed, torch_nets
 
 NETS = """
 import torch
@@ -49,6 +50,27 @@ class TestBuild:
     def test_a_module_that_does_not_fit_is_refused_before_training(self, users_nets, path, words):
         with pytest.raises(DeclarationError, match=words):
             torch_nets.build(TorchModule(module=path), num_features=4)
+
+
+class TestDivergence:
+    def test_a_loss_that_overflows_is_seen_after_its_epoch(self):
+        config = TorchMLP(learning_rate=1e30, batch_size=8)
+        net = torch_nets.build(config, num_features=3)
+        optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        inputs, targets = torch.ones(64, 3), torch.tensor([0.0, 1.0] * 32)
+        loss = torch_nets._train_epoch(
+            net, optimizer, schedule, inputs, targets, config, 0, rank=0, world=1
+        )
+        assert not math.isfinite(loss)
+
+    def test_it_is_the_users_mistake(self):
+        with pytest.raises(TrainingDataError, match="not a finite number in epoch 3") as refused:
+            distributed.refuse_divergence({distributed.DIVERGED: 3})
+        assert refused.value.exit_code == 2
+
+    def test_a_result_without_it_is_given_back(self):
+        assert distributed.refuse_divergence({"model": b"x"}) == {"model": b"x"}
 
 
 class TestBatches:
