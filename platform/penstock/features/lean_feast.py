@@ -68,7 +68,8 @@ class _FeastLoader(Loader):
             if getattr(target, "__module__", "").startswith(f"{_FEAST}."):
                 unchanged: Callable[..., Any] = target
                 return unchanged
-            return original(target, **options)
+            checked: Callable[..., Any] = original(target, **options)
+            return checked
 
         typeguard.typechecked = typechecked  # type: ignore[assignment]  # the same to its callers
         try:
