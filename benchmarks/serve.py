@@ -185,14 +185,7 @@ def running(folder: Path, peer: str, options: dict[str, str]) -> Iterator[str]:
     log_file = folder / f"{peer}.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                ROOT / "benchmarks/_serve_peers.py",
-                peer,
-                "--port",
-                str(port),
-                *flags,
-            ],
+            [sys.executable, peers_file, peer, "--port", str(port), *flags],
             env=environment,
             cwd=folder,
             stdout=log,

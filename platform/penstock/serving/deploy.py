@@ -126,7 +126,7 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
 def undeploy(settings: Settings, model: str) -> bool:
     """Stop serving a model; tell whether it was served."""
     with exclusive(settings.storage_path / "locks" / f"deploy-{model}", what=f"deploying {model}"):
-        connect(settings)
+        _connect(settings)
         from ray import serve
 
         served = model in _applications()
@@ -136,10 +136,16 @@ def undeploy(settings: Settings, model: str) -> bool:
         return served
 
 
-def _connect_and_start(settings: Settings) -> None:
+def _connect(settings: Settings) -> None:
     connect(settings)
+    from ray import serve  # noqa: F401 - sets its logger up, at INFO
+
     # Serve tells at INFO what `report` tells already.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
+def _connect_and_start(settings: Settings) -> None:
+    _connect(settings)
     from ray import serve
     from ray.serve.config import HTTPOptions
 
