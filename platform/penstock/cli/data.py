@@ -96,7 +96,9 @@ def _render_report(console: "Console", report: dict[str, Any]) -> None:
             console.print(f"  {number:,} rows broke {rule}", markup=False, soft_wrap=True)
         if source["ignored_columns"]:
             ignored = ", ".join(source["ignored_columns"])
-            console.print(f"  left aside in {source['source']}: {ignored}", markup=False, soft_wrap=True)
+            console.print(
+                f"  left aside in {source['source']}: {ignored}", markup=False, soft_wrap=True
+            )
     console.print(
         f"{report['table']} version {report['version']}: {report['num_read']:,} read = "
         f"{report['num_kept']:,} kept + {report['num_quarantined']:,} quarantined",
