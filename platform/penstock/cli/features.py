@@ -165,4 +165,5 @@ def _render_overview(console: "Console", found: "Overview") -> None:
         )
     console.print(grid, "")
     for service in found.services:
-        console.print(f"[bold]service {service.name}[/bold]: {', '.join(service.features)}")
+        features = ", ".join(service.features)
+        console.print(f"[bold]service {service.name}[/bold]: {features}", soft_wrap=True)

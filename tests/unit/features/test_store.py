@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from payments import USE_CASE, settings_in
+from payments import (
+    SERVICE,
+    USE_CASE,
+    commit_payments,
+    end_of_day,
+    make_payments,
+    settings_in,
+)
 from penstock.errors import BusyError, PenstockError, SettingsError, UserError
 from penstock.features import store as store_module
+from penstock.features.build import build
 from penstock.features.declarations import load_feature_objects
+from penstock.features.materialize import materialize
+from penstock.features.online import OnlineReader
 from penstock.features.store import apply, open_store, registered_view, repo_config
 from penstock.locks import exclusive
 from real_data import REPO_ROOT
@@ -105,6 +115,31 @@ class TestApply:
             pytest.raises(BusyError, match="feature registry"),
         ):
             apply(settings_in(tmp_path))
+
+
+@pytest.mark.servers
+class TestClusterProfile:
+    def test_postgres_and_redis_take_over_from_the_embedded_files(
+        self, tmp_path, postgres, redis_server
+    ):
+        settings = settings_in(
+            tmp_path,
+            registry_url=postgres.create("feast").replace("+psycopg", ""),
+            online_store="redis",
+            redis=redis_server.connection_string,
+        )
+        commit_payments(settings, make_payments(600))
+        build(settings, USE_CASE)
+        assert apply(settings) != []
+        assert apply(settings) == []
+        assert [v.num_entities for v in materialize(settings, USE_CASE)] == [40, 60]
+        view = open_store(settings).get_feature_view("card_fraud_customer")
+        assert view.most_recent_end_time is not None
+        reader = OnlineReader.open(settings, USE_CASE, SERVICE)
+        row = {"CUSTOMER_ID": 1, "TERMINAL_ID": 2, "TX_DATETIME": end_of_day(59), "TX_AMOUNT": 1.0}
+        assert reader.read([row]).missing == [()]
+        reader.close()
+        assert not list(tmp_path.glob("*.db"))
 
 
 class TestRegisteredView:
