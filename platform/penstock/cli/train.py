@@ -72,24 +72,25 @@ def _render_trained(
 ) -> None:
     from rich.table import Table
 
-    table = Table("estimator", "version")
-    for name in (*metrics, "fit, s"):
-        table.add_column(name, overflow="fold", justify="right")
-    for trained in result["trained"]:
-        run, version = trained["run"], trained["version"]
-        cells = [f"{run['metrics'][name]:.3f}" for name in metrics]
-        table.add_row(run["estimator"], str(version["version"]), *cells, f"{run['fit_s']:.1f}")
+    trained = result["trained"]
+    table = Table("", *(each["run"]["estimator"] for each in trained))
+    table.add_row("version", *(str(each["version"]["version"]) for each in trained))
+    for name in metrics:
+        table.add_row(name, *(f"{each['run']['metrics'][name]:.3f}" for each in trained))
+    table.add_row("fit, s", *(f"{each['run']['fit_s']:.1f}" for each in trained))
     console.print(table)
-    last = result["trained"][-1]
+    last = trained[-1]
     run = last["run"]
     console.print(
         f"{run['num_training_rows']:,} training rows, {run['num_training_positives']:,} positive; "
-        f"{run['num_test_rows']:,} test rows, {run['num_test_positives']:,} positive"
+        f"{run['num_test_rows']:,} test rows, {run['num_test_positives']:,} positive",
+        soft_wrap=True,
     )
     console.print(
         f"version {last['version']['version']} is the challenger; next: "
         f"penstock models promote {model}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -127,6 +128,6 @@ def results(
         if out is None:
             console.out(page, highlight=False)
         else:
-            console.print(f"written: {out}", highlight=False)
+            console.print(f"written: {out}", highlight=False, soft_wrap=True)
 
     emit(found, as_json=as_json, render=render)

@@ -1,11 +1,13 @@
 """Runs a training function on Ray Train's workers."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.execution import context as train_context
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from penstock.errors import PenstockError, TrainingDataError
@@ -15,9 +17,6 @@ from penstock.training.estimators.base import FitJob, Labels, Scaled
 
 DIVERGED = "diverged_at"
 """The key under which a worker returns the epoch whose loss was not finite."""
-
-# Every fit ends on a tick of the controller's health check, which is 2 s apart by default.
-_CONTROLLER_ENVIRONMENT: dict[str, str | None] = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
 
 def run(
@@ -40,7 +39,8 @@ def run(
         PenstockError: training failed, after all allowed failures.
     """
     use_gpu = has_gpus(config.num_workers)
-    export_environment(_CONTROLLER_ENVIRONMENT)
+    num_nodes = len(ray.nodes())  # type: ignore[no-untyped-call]  # Ray left it so
+    export_environment(_controller_environment(num_nodes=num_nodes))
     fit = trainer(
         worker,
         train_loop_config={
@@ -93,8 +93,20 @@ def refuse_divergence(returned: dict[str, Any]) -> dict[str, Any]:
     return returned
 
 
+def _controller_environment(*, num_nodes: int) -> dict[str, str | None]:
+    return {
+        # Every fit ends on a tick of the controller's health check, 2 s apart by default.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # One node has nothing that could be preempted without the driver; the watcher is one more
+        # process to start, and warns of itself (ray#53727).
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if num_nodes == 1 else "1",
+    }
+
+
 def share() -> tuple[int, int]:
     """Give this worker's rank and the number of workers."""
+    # Ray 2.60 names this one logger by its file, out of reach of the run's own log level.
+    logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
     context = ray.train.get_context()
     return context.get_world_rank(), context.get_world_size()
 
