@@ -23,7 +23,7 @@ def list_use_cases(settings: Settings) -> list[str]:
 def import_declarations(settings: Settings, use_case: str, module: str) -> ModuleType:
     """Import `feature_repo/<use_case>/<module>.py` under the name that Feast gives it too.
 
-    Feast imports `card_fraud.views` relative to the repo; the same name here keeps every declared
+    Feast imports `churn.views` relative to the repo; the same name here keeps every declared
     object one object in the process.
 
     Raises:
@@ -60,7 +60,7 @@ def declared(module: ModuleType, kind: type[T]) -> Iterator[T]:
 
 
 def split_name(qualified: str, kind: str = "table") -> tuple[str, str]:
-    """Split `card_fraud.transactions` into its use case and its own name.
+    """Split `churn.events` into its use case and its own name.
 
     Raises:
         DeclarationError: the text has not exactly two parts.
@@ -69,6 +69,6 @@ def split_name(qualified: str, kind: str = "table") -> tuple[str, str]:
     if not (dot and use_case and name) or "." in name:
         raise DeclarationError(
             f"{qualified!r} does not name a {kind}",
-            allowed="<use case>.<name>, for example card_fraud.transactions",
+            allowed="<use case>.<name>, for example churn.events",
         )
     return use_case, name

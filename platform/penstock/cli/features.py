@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from penstock.features.overview import Overview
 
-UseCase = Annotated[str, typer.Argument(help="A folder of the feature repo, e.g. card_fraud.")]
+UseCase = Annotated[str, typer.Argument(help="A folder of the feature repo, e.g. churn.")]
 
 features_app = typer.Typer(
     help="Compute feature tables, declare features, bring them online.", no_args_is_help=True

@@ -3,12 +3,29 @@
 import importlib
 import sys
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from penstock.errors import PenstockError
 
+_ORDER = (
+    "up", "init", "sample", "data", "features", "train", "results", "models",
+    "deploy", "predict", "undeploy", "score", "status", "doctor", "down",
+)  # fmt: skip
+
+
+class _Journey(TyperGroup):
+    """Lists the commands in the order of the journey; typer would put groups behind commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
+
+
 app = typer.Typer(
     name="penstock",
+    cls=_Journey,
     help="From raw events to a served, watched, renewed model, on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -16,7 +33,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 our fault, 2 your input, 3 a gate said no, 75 busy: try again.",
 )
 
-# The order is the order of the journey, and so that of `penstock --help`.
 _MODULES = ("cluster", "init", "sample", "data", "features", "train", "models", "serve", "score")
 for _name in _MODULES:
     importlib.import_module(f"penstock.cli.{_name}").register(app)

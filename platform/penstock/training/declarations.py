@@ -305,7 +305,7 @@ class Model(Record):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     label_table: str
-    """The raw table, qualified, whose rows are the examples: `card_fraud.transactions`."""
+    """The raw table, qualified, whose rows are the examples: `churn.events`."""
     label: str
     """Its column with 0 or 1."""
     feature_service: str
