@@ -11,10 +11,10 @@ from pathlib import Path
 from penstock.errors import ClusterError
 from penstock.settings import Settings
 
-# HAProxy answers these by itself: a request that is no HTTP, one that never ends, and a moment
-# without a live replica. Serve's template would give HTML, or turn all of them into a 500.
+# HAProxy answers these by itself: a request that never ends, and a moment without a live replica.
+# Serve's template would give HTML, or turn all of them into a 500. (What is no HTTP at all gets a 400
+# in HTML: that text is built into HAProxy's parser.)
 _OWN_ANSWERS = {
-    400: ("Bad Request", "bad_request", "this is not a valid HTTP request"),
     408: ("Request Timeout", "timeout", "the request did not arrive in time"),
     500: ("Internal Server Error", "internal", "the ingress failed"),
     503: ("Service Unavailable", "unavailable", "no replica can answer now; try again"),
@@ -37,7 +37,6 @@ _MEND = r"""s/^\( *bind \)\*\{{0,1\}}:/\1127.0.0.1:/
 s/ mode 666 level admin/ mode 600 level admin/
 s#^\( *errorfile 50[234]\) .*#\1 {folder}/503.http#
 /^ *errorfile 504/a\
-    errorfile 400 {folder}/400.http\
     errorfile 408 {folder}/408.http\
     errorfile 500 {folder}/500.json.http
 /^ *log /d

@@ -70,7 +70,7 @@ def test_haproxy_takes_the_mended_configuration_and_listens_on_loopback_only(
 
 def test_haproxys_own_answers_are_json(environment: dict[str, str], tmp_path: Path):
     folder = Path(environment["RAY_SERVE_HAPROXY_BINARY_PATH"]).parent
-    for name, status in (("400.http", 400), ("503.http", 503), ("500.json.http", 500)):
+    for name, status in (("408.http", 408), ("503.http", 503), ("500.json.http", 500)):
         head, body = (folder / name).read_bytes().split(b"\r\n\r\n")
         assert head.startswith(f"HTTP/1.1 {status} ".encode())
         assert b"Content-Length: %d\r\n" % len(body) in head + b"\r\n"

@@ -1,0 +1,360 @@
+"""Every bad request that a served model must survive, sent to a live server."""
+
+import http.client
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from payments import end_of_day
+from penstock.cluster.local import LocalCluster, state_path
+from penstock.registry.package import seal
+from penstock.registry.versions import ModelVersion, VersionFacts
+from penstock.serving.deploy import Deployment, deploy, undeploy
+from projects import Project
+from small_model import prepare, train_small
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+MODEL = "checked_by_requests"
+ROW = {"CUSTOMER_ID": 1, "TERMINAL_ID": 2, "TX_DATETIME": "2024-04-20T10:00:00Z", "TX_AMOUNT": 12.5}
+JSON = {"Content-Type": "application/json"}
+MAX_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Server:
+    deployment: Deployment
+    storage: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.deployment.url.rsplit(":", 1)[1])
+
+    @property
+    def predict(self) -> str:
+        return f"/v1/models/{MODEL}/predict"
+
+    def send(
+        self,
+        body: bytes | str = b"",
+        *,
+        path: str | None = None,
+        method: str = "POST",
+        headers: dict[str, str] = JSON,
+    ) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            chunked = "Transfer-Encoding" in headers
+            connection.request(method, path or self.predict, body, headers, encode_chunked=chunked)
+            answer = connection.getresponse()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, found, answer.read())
+        finally:
+            connection.close()
+
+    def raw(self, text: bytes) -> bytes:
+        """Send bytes that no HTTP library would, and read to the end."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as wire:
+            wire.sendall(text)
+            wire.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: wire.recv(65536), b""))
+
+    def ask(self, row: dict) -> dict:
+        reply = self.send(json.dumps({"rows": [row]}))
+        assert reply.status == 200, reply.body
+        return reply.json["predictions"][0]
+
+
+@pytest.fixture(scope="module")
+def server(
+    project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A small real model with features, in a storage of its own, on the run's one Ray."""
+    from penstock.features.materialize import materialize
+
+    storage = tmp_path_factory.mktemp("requests")
+    mine = prepare(storage)
+    shutil.copy(state_path(project.settings), state_path(mine))
+    materialize(mine, "card_fraud", until=end_of_day(60))
+    bundle = Path(train_small(mine, "run-1").bundle_path)
+    signature = json.loads((bundle / "signature.json").read_text())
+    signature |= {"model": MODEL}
+    signature["serving"] |= {
+        "max_ongoing_requests": MAX_IN_FLIGHT // 2,
+        "max_queued_requests": MAX_IN_FLIGHT // 2,
+        # Long enough that requests pile up when the test wants them to.
+        "batch_wait_s": 0.05,
+        "max_batch_size": 64,
+        "max_rows_per_request": 100,
+    }
+    (bundle / "signature.json").write_text(json.dumps(signature))
+    folder = mine.models_path / MODEL / "1"
+    manifest = seal(bundle, folder, mine, model=MODEL, version=1, card="# Requests")
+    version = ModelVersion(
+        name=MODEL,
+        version=1,
+        run_id="run-1",
+        path=str(folder),
+        created=datetime.now(UTC),
+        facts=VersionFacts(
+            digest=manifest.digest,
+            use_case="card_fraud",
+            estimator="logistic_regression",
+            training_set_id="t",
+            metrics={},
+            agreement_rows=0,
+            agreement_max_difference=0.0,
+        ),
+    )
+    try:
+        yield Server(deploy(mine, version, report=lambda _: None), storage)
+    finally:
+        undeploy(mine, MODEL)
+
+
+def text_of(**changes: str | None) -> str:
+    """One row as JSON text; a field set to None is left out."""
+    fields = {**{k: json.dumps(v) for k, v in ROW.items()}, **changes}
+    return ",".join(f'"{name}":{value}' for name, value in fields.items() if value is not None)
+
+
+def body_of(**changes: str | None) -> str:
+    return f'{{"rows":[{{{text_of(**changes)}}}]}}'
+
+
+def refused(reply: Reply, status: int) -> dict:
+    """A refusal has its status and a body of code, message and path, in JSON."""
+    assert reply.status == status, reply.body
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json.keys() == {"code", "message", "path"}
+    return reply.json
+
+
+class TestGoodRequests:
+    def test_a_known_customer_has_every_feature(self, server: Server):
+        prediction = server.ask(ROW)
+        assert prediction["missing"] == []
+        assert 0 <= prediction["score"] <= 1
+        assert prediction["label"] == int(prediction["score"] >= 0.5)
+
+    def test_an_unknown_entity_is_answered_with_its_features_named(self, server: Server):
+        missing = server.ask({**ROW, "CUSTOMER_ID": 10**15})["missing"]
+        assert len(missing) == 6
+        assert all(name.startswith("CUSTOMER_ID_") for name in missing)
+
+    def test_a_row_scores_the_same_alone_and_among_others(self, server: Server):
+        rows = [{**ROW, "CUSTOMER_ID": n, "TX_AMOUNT": 20.0 * n} for n in range(50)]
+        together = server.send(json.dumps({"rows": rows})).json["predictions"]
+        for n in (0, 17, 49):
+            assert server.ask(rows[n])["score"] == pytest.approx(together[n]["score"], abs=1e-6)
+
+    def test_the_same_request_sent_again_gets_the_same_ids(self, server: Server):
+        headers = {**JSON, "X-Request-Id": "order-7"}
+        first, again = (server.send(body_of(), headers=headers).json for _ in range(2))
+        assert first == again
+        other = server.send(body_of(), headers={**JSON, "X-Request-Id": "order-8"}).json
+        assert other["predictions"][0]["prediction_id"] != first["predictions"][0]["prediction_id"]
+
+    def test_the_version_can_be_named(self, server: Server):
+        path = f"/v1/models/{MODEL}/versions/1/predict"
+        assert server.send(body_of(), path=path).json["version"] == 1
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        "body",
+        ["", "{", "nonsense", b"\xff\xfe", b'{"rows":"\xc3\x28"}', "[" * 100_000, '{"rows":[]}}'],
+        ids=["empty", "cut", "text", "bad UTF-8", "bad UTF-8 inside", "deep", "too much"],
+    )
+    def test_unreadable_json_is_400(self, server: Server, body: bytes | str):
+        assert refused(server.send(body), 400)["code"] == "unreadable"
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("TX_AMOUNT", "NaN"),
+            ("TX_AMOUNT", "Infinity"),
+            ("TX_AMOUNT", "-Infinity"),
+            ("TX_AMOUNT", "1e999"),
+            ("TX_AMOUNT", '"7"'),
+            ("TX_AMOUNT", "true"),
+            ("TX_AMOUNT", "null"),
+            ("CUSTOMER_ID", "9223372036854775808"),
+            ("CUSTOMER_ID", "1" * 6_000),
+            ("CUSTOMER_ID", "1.5"),
+            ("CUSTOMER_ID", '"7"'),
+            ("CUSTOMER_ID", "true"),
+            ("TX_DATETIME", '"yesterday"'),
+            ("TX_DATETIME", '"2018-02-30T00:00:00Z"'),
+            ("TX_DATETIME", "1533722400"),
+        ],
+    )
+    def test_a_value_that_does_not_fit_is_422(self, server: Server, field: str, value: str):
+        answer = refused(server.send(body_of(**{field: value})), 422)
+        assert answer["path"] in (f"$.rows[0].{field}", "$")
+
+    @pytest.mark.parametrize(
+        ("body", "code"),
+        [
+            ('{"rows":[]}', "no_rows"),
+            ("[]", "wrong_type"),
+            ('{"rows":[{}]}', "missing_field"),
+            ('{"rows":[{' + text_of(TX_AMOUNT=None) + "}]}", "missing_field"),
+            ('{"rows":[{' + text_of(COLOUR='"red"') + "}]}", "unknown_key"),
+            ('{"rows":[{' + text_of() + ',"TX_AMOUNT":1}]}', "duplicate_key"),
+            ('{"rows":[{' + text_of() + '}],"rows":[]}', "duplicate_key"),
+            ('{"rows":[{' + text_of() + '}],"model":"x"}', "unknown_key"),
+            ('{"rows":[{' + text_of() + '},{"CUSTOMER_ID":1}]}', "missing_field"),
+            ('{"rows":[' + ",".join(["{}"] * 101) + "]}", "too_many_rows"),
+        ],
+    )
+    def test_a_wrong_shape_is_422(self, server: Server, body: str, code: str):
+        assert refused(server.send(body), 422)["code"] == code
+
+    @pytest.mark.parametrize("num_bytes", [(1 << 20) + 1, 5 << 20])
+    def test_a_body_too_large_is_413(self, server: Server, num_bytes: int):
+        refused(server.send(b" " * num_bytes), 413)
+
+    def test_a_body_too_large_in_chunks_is_413(self, server: Server):
+        chunks = (b" " * 65_536 for _ in range(40))
+        reply = server.send(chunks, headers={**JSON, "Transfer-Encoding": "chunked"})  # type: ignore[arg-type]  # http.client takes an iterable too
+        refused(reply, 413)
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(body=st.binary(max_size=200) | st.text('{}[]":,0123456789.eE+-nulrowsTX_', max_size=200))
+    def test_any_body_is_answered_with_4xx(self, server: Server, body: bytes | str):
+        data = body if isinstance(body, bytes) else body.encode()
+        reply = server.send(data)
+        assert reply.status in (400, 422)
+        refused(reply, reply.status)
+
+
+class TestHeadsAndPaths:
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"Content-Type": "text/plain"},
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            {"Content-Type": "application/json; charset=latin-1"},
+            {**JSON, "Content-Encoding": "gzip"},
+        ],
+    )
+    def test_a_wrong_content_type_is_415(self, server: Server, headers: dict[str, str]):
+        refused(server.send(body_of(), headers=headers), 415)
+
+    @pytest.mark.parametrize(
+        ("path", "code"),
+        [
+            ("/v1/models/nobody/predict", "unknown_model"),
+            (f"/v1/models/{MODEL}/versions/99/predict", "unknown_version"),
+            (f"/v1/models/{MODEL}/versions/latest/predict", "unknown_version"),
+            (f"/v1/models/{MODEL}/else", "unknown_path"),
+            (f"/v1/models/{MODEL}x/predict", "unknown_model"),
+            ("/", "unknown_path"),
+            ("/v1/models/%ff%00/predict", "unknown_model"),
+            ("/../../etc/passwd", "unknown_path"),
+        ],
+    )
+    def test_an_unknown_model_version_or_path_is_404(self, server: Server, path: str, code: str):
+        assert refused(server.send(body_of(), path=path), 404)["code"] == code
+
+    def test_a_wrong_method_is_405_and_says_which_is_right(self, server: Server):
+        for method, path, allowed in (
+            ("GET", server.predict, "POST"),
+            ("PUT", server.predict, "POST"),
+            ("OPTIONS", server.predict, "POST"),
+            ("POST", "/healthz", "GET"),
+            ("DELETE", f"/v1/models/{MODEL}", "GET"),
+        ):
+            reply = server.send(method=method, path=path)
+            refused(reply, 405)
+            assert reply.headers["allow"] == allowed
+
+    @pytest.mark.parametrize("path", [None, "/healthz", "/metrics"])
+    def test_another_host_is_refused(self, server: Server, path: str | None):
+        refused(server.send(body_of(), path=path, headers={**JSON, "Host": "evil.example"}), 421)
+
+    def test_a_request_id_without_end_is_422(self, server: Server):
+        refused(server.send(body_of(), headers={**JSON, "X-Request-Id": "x" * 5_000}), 422)
+
+    def test_what_is_no_http_ends_at_the_ingress(self, server: Server):
+        assert server.raw(b"\x16\x03\x01nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+        assert server.ask(ROW)["missing"] == []
+
+    def test_a_client_that_leaves_in_the_middle_harms_nobody(self, server: Server):
+        head = f"POST {server.predict} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as wire:
+                wire.sendall(head.encode() + b'Content-Length: 500\r\n\r\n{"rows":[')
+        assert server.ask(ROW)["missing"] == []
+
+
+class TestLoad:
+    def test_a_full_queue_is_503_with_retry_after_and_the_rest_is_answered(self, server: Server):
+        replies: list[Reply] = []
+
+        def ask() -> None:
+            replies.append(server.send(body_of()))
+
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not any(r.status == 503 for r in replies):
+            threads = [threading.Thread(target=ask) for _ in range(6 * MAX_IN_FLIGHT)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        full = [reply for reply in replies if reply.status != 200]
+        assert full
+        for reply in full:
+            assert refused(reply, 503)["code"] == "overloaded"
+            assert int(reply.headers["retry-after"]) >= 1
+        assert any(reply.status == 200 for reply in replies)
+        assert server.ask(ROW)["missing"] == []
+
+
+class TestTheServerItself:
+    def test_it_is_healthy_and_ready(self, server: Server):
+        assert server.send(method="GET", path="/healthz").json == {"status": "ok"}
+        ready = server.send(method="GET", path="/readyz")
+        assert ready.status == 200
+        assert ready.json["models"][MODEL] == "RUNNING"
+
+    def test_its_metrics_count_what_was_refused(self, server: Server):
+        refused(server.send("{"), 400)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            text = server.send(method="GET", path="/metrics").body.decode()
+            lines = [x for x in text.splitlines() if x.startswith("ray_penstock_predict_requests")]
+            if any('code="400"' in line and MODEL in line for line in lines):
+                return
+            time.sleep(1)
+        pytest.fail(f"no count of refusals in\n{text[:2000]}")
+
+    def test_after_all_of_this_its_replica_is_the_one_that_started(self, server: Server):
+        from ray import serve
+
+        application = serve.status().applications[MODEL]
+        assert str(application.status.value) == "RUNNING"
+        assert server.ask(ROW)["missing"] == []
