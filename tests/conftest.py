@@ -1,5 +1,6 @@
 """Fixtures for every test: one project and one Ray for the whole run, and the servers."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,13 @@ from projects import Completed, Project
 from servers import postgres, redis_server
 
 __all__ = ["penstock", "postgres", "project", "ray_cluster", "redis_server"]
+
+
+def pytest_configure() -> None:
+    """Let no test see the settings or the Ray of the developer who runs it."""
+    for name in list(os.environ):
+        if name.startswith(("PENSTOCK_", "RAY_")):
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

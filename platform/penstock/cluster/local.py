@@ -20,7 +20,7 @@ from penstock.records import Record
 from penstock.settings import CLUSTER_ID_VARIABLE, Settings, inherited_environment
 
 HOST = "127.0.0.1"
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 180.0
 _LOCK_WAIT_S = 120.0
 # Start times are counted from a boot time that moves when the clock is set.
 _ALIVE_TOLERANCE_S = 30.0
@@ -155,7 +155,9 @@ def _start(settings: Settings) -> LocalCluster:
     chosen = settings.model_copy(
         update={"serving": settings.serving.model_copy(update={"port": serving_port})}
     )
-    environment = _environment(chosen, token_path, folder, dashboard_metrics_port)
+    environment = _environment(
+        chosen, token_path, folder, gcs_port=gcs_port, dashboard_metrics_port=dashboard_metrics_port
+    )
     _run_ray_start(
         [
             *(f"--node-ip-address={HOST}", f"--port={gcs_port}"),
@@ -211,7 +213,12 @@ _NOT_FOR_OURS = (
 
 
 def _environment(
-    settings: Settings, token_path: Path, folder: Path, dashboard_metrics_port: int
+    settings: Settings,
+    token_path: Path,
+    folder: Path,
+    *,
+    gcs_port: int,
+    dashboard_metrics_port: int,
 ) -> dict[str, str]:
     environment = inherited_environment()
     # A job reads the settings of the copy that it was sent, not those of this folder; and another
@@ -225,6 +232,9 @@ def _environment(
         "SPT_NOENV": "1",
         "PATH": f"{own_bin}{os.pathsep}{environment.get('PATH', os.defpath)}",
         "RAY_START_HOOK": "penstock.cluster.start_hook.leave_out_what_a_laptop_needs_not",
+        # Where a library starts a driver of its own inside of ours (Ray Train's cleaner), it would
+        # find several Rays on this machine and take none.
+        "RAY_ADDRESS": f"{HOST}:{gcs_port}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         LOOPBACK_NODE_VARIABLE: "0",

@@ -11,7 +11,8 @@ from penstock.records import Record
 from penstock.settings import Settings
 
 _NUM_JOBS = 10
-_TIMEOUT_S = 5.0
+# The first question about applications makes the dashboard connect to its own Ray.
+_TIMEOUT_S = 30.0
 _BYTES_PER_GIB = 1 << 30
 
 

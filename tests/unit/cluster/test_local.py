@@ -109,8 +109,11 @@ class TestEnvironment:
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"):
             monkeypatch.setenv(name, "http://elsewhere")
         monkeypatch.setenv("PENSTOCK_PROJECT_ROOT", str(tmp_path))
-        environment = local._environment(settings, tmp_path / "token", short_folder, 1234)
-        assert not {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"} & set(environment)
+        environment = local._environment(
+            settings, tmp_path / "token", short_folder, gcs_port=6390, dashboard_metrics_port=8291
+        )
+        assert "http://elsewhere" not in environment.values()
+        assert environment["RAY_ADDRESS"] == "127.0.0.1:6390"
         assert "PENSTOCK_PROJECT_ROOT" not in environment
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["PENSTOCK_STORAGE__ROOT"] == str(settings.storage_path)

@@ -138,7 +138,7 @@ class Node:
         }
         for command in commands:
             done = subprocess.run(
-                ["bash", "-c", command.replace("/home/ray", str(self.home))],
+                ["bash", "-c", command],
                 env=environment,
                 capture_output=True,
                 text=True,
