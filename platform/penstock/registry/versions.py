@@ -7,6 +7,7 @@ command but the registration that finishes it sees it.
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,7 +111,9 @@ class ModelRegistry:
         )
         # MLflow makes its tables on first use, and two processes that both do so get in each
         # other's way; training's door holds the same lock for it.
-        with _door(), first_use:
+        with _door(), first_use, warnings.catch_warnings():
+            # MLflow's own store uses what SQLAlchemy 2.1 deprecates; a user can do nothing there.
+            warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
             self._client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
             self._client.search_registered_models(max_results=1)
 

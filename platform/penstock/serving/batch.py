@@ -4,11 +4,10 @@ The rows come in slices of time; Ray Data spreads them over workers that each ve
 model once, and the scores stream into one commit: all of them are there, or none.
 """
 
-import contextlib
 import hashlib
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,11 +26,13 @@ from penstock.records import Record
 from penstock.registry.agreement import onnx_scorer
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
+from penstock.serving.score_stream import ScoreStream
 from penstock.settings import Settings, load_settings
 from penstock.use_cases import split_name
 
 SCORE = "score"
 _REPORT = "scores"
+_SLICE = "slice"
 _ROWS_PER_SLICE = 200_000
 # A slice's join and its graph use threads of their own; half a slot each leaves Serve its share.
 _CPUS_PER_WORKER = 0.5
@@ -105,8 +106,10 @@ class SliceScorer:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Score the slices that the batch's rows describe; Ray Data's side."""
-        for row in batch.to_pylist():
-            yield self.score(TimeSlice(**row)).to_arrow(compat_level=pl.CompatLevel.oldest())
+        for text in batch.column(_SLICE).to_pylist():
+            yield self.score(TimeSlice.model_validate_json(text)).to_arrow(
+                compat_level=pl.CompatLevel.oldest()
+            )
 
     def score(self, part: TimeSlice) -> pl.DataFrame:
         """Give the slice's scores: key, event time, score, missing features, model, prediction."""
@@ -211,7 +214,7 @@ def score_table(
     earlier = _earlier(settings, out, transaction)
     if earlier is not None:
         return earlier
-    stream = _Stream(_scored(work, slices), reader.check_unchanged, report.num_rows, progress)
+    stream = ScoreStream(_scored(work, slices), reader.check_unchanged, report.num_rows, progress)
     with stream.reader() as reader_of_scores:
         version = tables.commit(
             settings,
@@ -293,11 +296,16 @@ def _scored(work: _Work, slices: Sequence[TimeSlice]) -> Iterator[pa.Table]:
         return
     import ray.data
 
-    context = ray.data.DataContext.get_current()
+    # Our own progress says it; Ray Data's lines would drown it.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The context warns of deprecated settings of its own.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray.data.context")
+        context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    scores = ray.data.from_items(
-        [part.model_dump() for part in slices], override_num_blocks=len(slices)
-    ).map_batches(
+    # As JSON: numpy's times, which Ray Data would make of them, know no time zone.
+    items = [{_SLICE: part.model_dump_json()} for part in slices]
+    scores = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         SliceScorer,
         fn_constructor_args=(work,),
         batch_size=1,
@@ -316,75 +324,3 @@ def _num_workers(num_slices: int) -> int:
     if sum(bool(node["Alive"]) for node in nodes) == 1:
         return min(num_slices, _MAX_WORKERS_ON_ONE_MACHINE)
     return max(1, min(num_slices, int(cpus) // _CPUS_PER_WORKER_ON_A_CLUSTER))
-
-
-class _Stream:
-    """The scores on their way into the commit: counted, told of, and checked at their end.
-
-    They are made in a thread of their own: the table's writer pulls from within its own runtime,
-    in which no other table can be opened (delta-io/delta-rs: "Cannot start a runtime from within
-    a runtime").
-    """
-
-    def __init__(
-        self,
-        parts: Iterator[pa.Table],
-        at_end: Callable[[], None],
-        num_expected: int,
-        progress: Progress,
-    ) -> None:
-        self._parts = parts
-        self._at_end = at_end
-        self._num_expected = num_expected
-        self._progress = progress
-        # One part waits while another is written: no more than that is in memory.
-        self._queue: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=1)
-        self._abandoned = threading.Event()
-        self._thread = threading.Thread(target=self._produce, name="scores", daemon=True)
-
-    @contextlib.contextmanager
-    def reader(self) -> Iterator[pa.RecordBatchReader]:
-        """Give the stream; left early, it stops the scoring."""
-        self._thread.start()
-        try:
-            first = self._take()
-            if first is None:
-                raise AssertionError(f"{self._num_expected} rows became no scores")
-            yield pa.RecordBatchReader.from_batches(first.schema, self._batches(first))
-        finally:
-            self._abandoned.set()
-            self._thread.join()
-
-    def _batches(self, first: pa.Table) -> Iterator[Any]:
-        part: pa.Table | None = first
-        while part is not None:
-            yield from part.cast(first.schema).to_batches()
-            part = self._take()
-
-    def _take(self) -> pa.Table | None:
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def _produce(self) -> None:
-        try:
-            num_rows = 0
-            for part in self._parts:
-                num_rows += part.num_rows
-                if not self._put(part):
-                    return
-                self._progress("score", num_rows, self._num_expected)
-            if num_rows != self._num_expected:
-                raise AssertionError(f"{self._num_expected} rows became {num_rows} scores")
-            self._at_end()
-            self._put(None)
-        except BaseException as error:  # noqa: BLE001  # raised again where the scores are taken
-            self._put(error)
-
-    def _put(self, item: pa.Table | BaseException | None) -> bool:
-        while not self._abandoned.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
-                return True
-        return False
