@@ -2,9 +2,9 @@
 
 Measured is, for all three alike, the way from label rows in memory (a pandas frame) and feature
 values in Parquet files (two views, six features each, one row a payment) to one Arrow table in
-memory that holds every label row with its twelve features. Each engine runs in a process of its
-own, `--repeat` times; reported are medians, and the peak memory of the process. The values of all
-three must be equal.
+memory that holds every label row with its twelve features. Each engine has a process of its own,
+and they take turns, `--repeat` times; reported are medians, and the peak memory of the process.
+The values of all three must be equal.
 
 The TTL is short for the DuckDB store's sake: it joins every label with every row inside the TTL
 before it picks one, so a longer TTL costs it time and memory (not so the other two).
@@ -12,7 +12,6 @@ before it picks one, so a longer TTL costs it time and memory (not so the other 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -101,26 +100,64 @@ def polars_engine(folder: Path, ttl: timedelta) -> Callable[[pd.DataFrame], pa.T
     return run
 
 
-def run_engine(engine: str, folder: Path, repeat: int, ttl: timedelta) -> dict[str, object]:
+def serve_engine(engine: str, folder: Path, ttl: timedelta) -> None:
+    """Run once for each line on stdin and say how long it took; at its end keep the last answer."""
     labels = pl.read_parquet(folder / "labels.parquet").to_pandas()
     run = (
         polars_engine(folder, ttl)
         if engine == "polars"
         else feast_engine(folder, STORES[engine], ttl)
     )
-    took_s = []
-    for _ in range(repeat):
+    table = None
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        del table
         start = time.perf_counter()
         table = run(labels)
-        took_s.append(time.perf_counter() - start)
-        if len(took_s) < repeat:
-            del table
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(time.perf_counter() - start), flush=True)
+    # Not getrusage: its maximum starts at what the parent held when it forked.
+    status = Path("/proc/self/status").read_text()
+    peak_bytes = int(status.split("VmHWM:")[1].split()[0]) * 1024
     features = [f for windows in VIEWS.values() for f in windows.feature_names()]
     pl.DataFrame(pl.from_arrow(table)).select(KEY, *features).write_parquet(
         folder / f"result_{engine}.parquet"
     )
-    return {"engine": engine, "took_s": took_s, "peak_bytes": peak_bytes, "num_rows": len(table)}
+    print(json.dumps(peak_bytes), flush=True)
+
+
+class Engine:
+    """One engine in a process of its own."""
+
+    def __init__(self, name: str, folder: Path, ttl_days: int) -> None:
+        self.name, self.took_s, self.peak_bytes = name, [], 0
+        command = [sys.executable, __file__, "--engine", name, "--folder", str(folder)]
+        self._errors = (folder / f"{name}.log").open("w+")
+        self._process = subprocess.Popen(
+            [*command, "--ttl-days", str(ttl_days)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self._answer("ready")
+
+    def _answer(self, wanted: str = "") -> str:
+        for line in self._process.stdout:
+            # Feast may print on its own; ours are the bare numbers.
+            if line.strip() == wanted or (not wanted and line[:1].isdigit()):
+                return line
+        self._errors.seek(0)
+        sys.exit(f"{self.name} failed:\n{self._errors.read()}")
+
+    def run(self) -> None:
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        self.took_s.append(float(self._answer()))
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self.peak_bytes = int(self._answer())
+        self._process.wait()
 
 
 def assert_equal(folder: Path, engines: tuple[str, ...]) -> None:
@@ -144,35 +181,32 @@ def main() -> None:
     ttl = timedelta(days=given.ttl_days)
     if given.engine:
         warnings.simplefilter("ignore")
-        print(json.dumps(run_engine(given.engine, given.folder, given.repeat, ttl)))
+        serve_engine(given.engine, given.folder, ttl)
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        num_rows = prepare(folder, given.rows)
-        results = {}
-        for engine in ENGINES:
-            command = [sys.executable, __file__, "--engine", engine, "--folder", name]
-            command += ["--repeat", str(given.repeat), "--ttl-days", str(given.ttl_days)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode != 0:
-                sys.exit(f"{engine} failed:\n{done.stderr}")
-            results[engine] = json.loads(done.stdout.splitlines()[-1])
-        assert_equal(folder, ENGINES)
+        num_rows = prepare(Path(name), given.rows)
+        engines = [Engine(engine, Path(name), given.ttl_days) for engine in ENGINES]
+        # In turns, so that whatever else the machine does meets all of them.
+        for _ in range(given.repeat):
+            for engine in engines:
+                engine.run()
+        for engine in engines:
+            engine.close()
+        assert_equal(Path(name), ENGINES)
     print(f"{num_rows:,} label rows x {len(VIEWS)} views, TTL {given.ttl_days} days; equal values")
     print(f"{'engine':10} {'median s':>9} {'min s':>7} {'max s':>7} {'peak MB':>8}")
-    median_s = {engine: statistics.median(r["took_s"]) for engine, r in results.items()}
-    for engine, result in results.items():
-        took_s = result["took_s"]
+    for engine in engines:
         print(
-            f"{engine:10} {median_s[engine]:9.3f} {min(took_s):7.3f} {max(took_s):7.3f} "
-            f"{result['peak_bytes'] / 1e6:8.0f}"
+            f"{engine.name:10} {statistics.median(engine.took_s):9.3f} {min(engine.took_s):7.3f} "
+            f"{max(engine.took_s):7.3f} {engine.peak_bytes / 1e6:8.0f}"
         )
+    median_s = {engine.name: statistics.median(engine.took_s) for engine in engines}
     print(
         json.dumps(
             {
                 "offline_vs_duckdb": round(median_s["duckdb"] / median_s["penstock"], 2),
                 "offline_vs_polars_asof": round(median_s["penstock"] / median_s["polars"], 2),
-                "peak_bytes": results["penstock"]["peak_bytes"],
+                "peak_bytes": engines[0].peak_bytes,
                 "num_rows": num_rows,
                 "ttl_days": given.ttl_days,
             }
