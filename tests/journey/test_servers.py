@@ -1,6 +1,7 @@
 """The servers that the cluster profile stands on, as the fixtures start them."""
 
 import pytest
+
 from servers import Postgres, Redis
 
 pytestmark = pytest.mark.servers
