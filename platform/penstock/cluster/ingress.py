@@ -12,7 +12,7 @@ from penstock.errors import ClusterError
 from penstock.settings import Settings
 
 # HAProxy answers these by itself: a request that never ends, and a moment without a live replica.
-# Serve's template would give HTML, or turn all of them into a 500. (What is no HTTP at all gets a 400
+# Serve's template gives HTML, or turns all of them into a 500. (What is no HTTP at all gets a 400
 # in HTML: that text is built into HAProxy's parser.)
 _OWN_ANSWERS = {
     408: ("Request Timeout", "timeout", "the request did not arrive in time"),
