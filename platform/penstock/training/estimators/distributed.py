@@ -1,6 +1,7 @@
 """Runs a training function on Ray Train's workers."""
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,31 +42,34 @@ def run(
     use_gpu = has_gpus(config.num_workers)
     num_nodes = len(ray.nodes())  # type: ignore[no-untyped-call]  # Ray left it so
     export_environment(_controller_environment(num_nodes=num_nodes))
-    fit = trainer(
-        worker,
-        train_loop_config={
-            "scaled": ray.put(scaled),
-            "labels": ray.put(labels),
-            "config": config,
-            "use_gpu": use_gpu,
-            **extra,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.num_cpus_per_worker, "GPU": int(use_gpu)}
-            if use_gpu
-            else {"CPU": config.num_cpus_per_worker},
-        ),
-        run_config=RunConfig(
-            name=job.name,
-            storage_path=str(job.checkpoints),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            # It remarks on each report otherwise; the metrics stand in the tracked run.
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # typed as V1
-        ),
-    )
+    with warnings.catch_warnings():
+        # Ray Data 2.60's context, which Ray Train makes, sets what it deprecates itself.
+        warnings.filterwarnings("ignore", message="`use_[a-z0-9_]+` is deprecated")
+        fit = trainer(
+            worker,
+            train_loop_config={
+                "scaled": ray.put(scaled),
+                "labels": ray.put(labels),
+                "config": config,
+                "use_gpu": use_gpu,
+                **extra,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": config.num_cpus_per_worker, "GPU": 1}
+                if use_gpu
+                else {"CPU": config.num_cpus_per_worker},
+            ),
+            run_config=RunConfig(
+                name=job.name,
+                storage_path=str(job.checkpoints),
+                failure_config=FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                # It remarks on each report otherwise; the metrics stand in the tracked run.
+                logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # typed as V1
+            ),
+        )
     try:
         result = fit.fit()
     except TrainingFailedError as error:
