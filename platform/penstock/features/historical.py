@@ -10,8 +10,8 @@ import polars as pl
 
 from penstock.data import tables
 from penstock.errors import BusyError, DataError
-from penstock.features import training_set as joins
 from penstock.features.declarations import load_feature_objects
+from penstock.features.service_join import PinnedRows, ServiceJoin
 from penstock.features.store import open_store
 from penstock.records import Record
 from penstock.settings import Settings
@@ -43,15 +43,16 @@ class HistoricalReader:
             NotFoundError: no such use case, service, table or version.
         """
         self._settings = settings
-        self._objects = load_feature_objects(settings, use_case)
-        self._service = self._objects.service(service)
-        self._rows = joins._Labels(settings, table, version)
+        objects = load_feature_objects(settings, use_case)
+        self._join = ServiceJoin(objects, objects.service(service))
+        self._service_name = service
+        self._rows = PinnedRows(settings, table, version)
         self._store = open_store(settings)
         self.table = table
         self.table_version = self._rows.version
         self.key = self._rows.key
         self.event_time = self._rows.event_time
-        self.feature_names = tuple(joins._feature_names(self._service))
+        self.feature_names = self._join.feature_names
         self.feature_table_versions = self._versions()
 
     def slices(
@@ -88,13 +89,9 @@ class HistoricalReader:
         Raises:
             DataError: the table lacks a column that the service asks of a request.
         """
-        keys = joins._join_keys(self._objects, self._service)
-        wanted = [*keys, *joins._request_columns(self._objects, self._service)]
+        wanted = [*self._join.join_keys, *self._join.request_columns]
         frame = self._rows.read(wanted, part.start, part.end)
-        stored = joins._stored_features(
-            self._store, self._objects, self._service, frame, self.event_time, keys
-        )
-        features = stored | joins._computed_features(self._objects, self._service, frame, stored)
+        features = self._join.features(self._store, frame, self.event_time)
         told = frame.select(*self.key, self.event_time)
         clash = sorted(set(told.columns) & set(self.feature_names))
         if clash:
@@ -109,9 +106,9 @@ class HistoricalReader:
         """
         if self._versions() != self.feature_table_versions:
             raise BusyError(
-                f"the feature tables behind {self._service.name} were rebuilt while they were read",
+                f"the feature tables behind {self._service_name} were rebuilt while they were read",
                 next_step="try again when the build has ended",
             )
 
     def _versions(self) -> dict[str, int]:
-        return joins._source_versions(self._settings, self._objects, self._service)
+        return self._join.source_versions(self._settings)

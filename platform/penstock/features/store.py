@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +10,7 @@ from feast.errors import FeastObjectNotFoundException
 from feast.repo_config import RepoConfig
 from google.protobuf.json_format import MessageToDict
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from penstock.errors import DeclarationError, PenstockError, SettingsError, UserError
 from penstock.features.declarations import FeatureObjects, load_feature_objects
@@ -59,6 +59,8 @@ def repo_config(settings: Settings) -> RepoConfig:
                 "path": _with_driver(settings.registry_url),
                 # Loaded once and never again on the hot path; whoever needs it newer refreshes.
                 "cache_ttl_seconds": 0,
+                # Feast closes no store: pooled connections would stay open until the process ends.
+                "sqlalchemy_config_kwargs": {"poolclass": NullPool},
             },
             "offline_store": {
                 "type": _OFFLINE_STORE,
@@ -244,8 +246,3 @@ def registered_view(store: FeatureStore, declared: FeatureView) -> FeatureView:
             next_step="run `penstock features apply`",
         )
     return present
-
-
-def online_store_path(settings: Settings) -> Path | None:
-    """The file of the embedded online store, None where it is a server."""
-    return settings.online_db_path if settings.feature_store.online_store == "sqlite" else None

@@ -4,40 +4,33 @@ A training set's id is a digest of what is in it and of the table versions that 
 the same question asked twice has one answer on disk, and an id says all about a run's data.
 """
 
-import copy
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import FeatureService, FeatureStore
-from feast.feature_view_projection import FeatureViewProjection
-from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 
-from penstock.data import tables
-from penstock.data.contracts import get_table
 from penstock.errors import (
     BusyError,
     DeclarationError,
     IntegrityError,
-    TrainingDataError,
     unknown_name,
 )
-from penstock.features.declarations import FeatureObjects, function_of, load_feature_objects
-from penstock.features.store import open_store, registered_view
+from penstock.features.declarations import load_feature_objects
+from penstock.features.service_join import PinnedRows, ServiceJoin
+from penstock.features.store import open_store
 from penstock.locks import exclusive
 from penstock.progress import Progress, silent
 from penstock.records import Record
 from penstock.settings import Settings
 
-_EVENT_TIMESTAMP = "event_timestamp"
 _DATA_FILE = "data.parquet"
 _RECORD_FILE = "training_set.json"
 _ROWS_PER_GROUP = 1 << 18
@@ -85,17 +78,24 @@ def build_training_set(
         IntegrityError: the set exists already and its file is not what was written.
     """
     objects = load_feature_objects(settings, use_case)
-    declared = objects.service(service)
-    labels = _Labels(settings, label_table, version)
+    join = ServiceJoin(objects, objects.service(service))
+    labels = PinnedRows(settings, label_table, version)
+    kept = list(dict.fromkeys([*join.join_keys, labels.event_time, *extra_columns, label]))
+    clash = sorted(set(kept) & set(join.feature_names))
+    if clash:
+        raise DeclarationError(
+            f"{', '.join(clash)} would be both a feature and a column of the labels",
+            next_step="leave it out of the extra columns",
+        )
     store = open_store(settings)
     for attempt in range(1, _ATTEMPTS + 1):
-        versions = _source_versions(settings, objects, declared)
-        frame = labels.read(_needed(objects, declared, label, extra_columns, labels), start, end)
+        versions = join.source_versions(settings)
+        frame = labels.read([*kept, *join.request_columns], start, end)
         progress("read labels", frame.height, frame.height)
-        data = _join(store, objects, declared, frame, labels, label, extra_columns)
-        progress("join features", data.height, data.height)
+        features = join.features(store, frame, labels.event_time)
+        progress("join features", frame.height, frame.height)
         # The join reads each table's newest version; a build in between would mix two of them.
-        if versions == _source_versions(settings, objects, declared):
+        if versions == join.source_versions(settings):
             break
         if attempt == _ATTEMPTS:
             raise BusyError(
@@ -103,6 +103,7 @@ def build_training_set(
                 next_step="try again when the build has ended",
             )
     versions[label_table] = labels.version
+    data = frame.select(kept).with_columns(features[n].alias(n) for n in join.feature_names)
     return _keep(
         settings,
         data,
@@ -112,7 +113,7 @@ def build_training_set(
             "label": label,
             "event_time": labels.event_time,
             "table_versions": dict(sorted(versions.items())),
-            "feature_names": _feature_names(declared),
+            "feature_names": join.feature_names,
         },
     )
 
@@ -147,211 +148,6 @@ def load_training_set(settings: Settings, set_id: str) -> TrainingSet:
         raise unknown_name("training set", set_id, (p.parent.name for p in root.glob("*/*.json")))
     parts = orjson.loads(file.read_bytes())
     return TrainingSet(**{**parts, "path": str(file.parent)})
-
-
-class _Labels:
-    """The label table at one pinned version."""
-
-    def __init__(self, settings: Settings, name: str, version: int | None) -> None:
-        contract = get_table(settings, name)
-        self.name = name
-        self.event_time = contract.event_time
-        self.key = contract.key
-        self.version = tables.latest(settings, name, version).version
-        self._rows = tables.scan(settings, name, version=self.version)
-
-    def read(self, columns: Sequence[str], start: datetime, end: datetime) -> pl.DataFrame:
-        known = self._rows.collect_schema().names()
-        for column in columns:
-            if column not in known:
-                raise unknown_name(f"column of {self.name}", column, known)
-        time = pl.col(self.event_time)
-        order = [self.event_time, *self.key]
-        frame = (
-            self._rows.filter((time >= _utc(start)) & (time < _utc(end)))
-            .select(list(dict.fromkeys([*columns, *order])))
-            .sort(order, maintain_order=True)
-            .collect()
-        )
-        if not frame.height:
-            raise TrainingDataError(
-                f"{self.name} has no row from {_utc(start)} up to {_utc(end)}",
-                next_step="ingest that period, or change the model's split",
-            )
-        return frame
-
-
-def _utc(time: datetime) -> datetime:
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _feature_names(service: FeatureService) -> list[str]:
-    return [f.name for view in service.feature_view_projections for f in view.features]
-
-
-def _stored_views(
-    objects: FeatureObjects, service: FeatureService
-) -> dict[str, FeatureViewProjection]:
-    """What to take from each stored view: the service's features, and its functions' inputs."""
-    wanted: dict[str, FeatureViewProjection] = {}
-    for projection in service.feature_view_projections:
-        sources = [projection]
-        if projection.name in objects.on_demand_views:
-            view = objects.on_demand_views[projection.name]
-            sources = list(view.source_feature_view_projections.values())
-        for source in sources:
-            if source.name not in wanted:
-                wanted[source.name] = copy.copy(source)
-                wanted[source.name].features = list(source.features)
-                continue
-            known = {f.name for f in wanted[source.name].features}
-            wanted[source.name].features += [f for f in source.features if f.name not in known]
-    return wanted
-
-
-def _request_columns(objects: FeatureObjects, service: FeatureService) -> list[str]:
-    return [
-        field.name
-        for projection in service.feature_view_projections
-        if projection.name in objects.on_demand_views
-        for source in objects.on_demand_views[projection.name].source_request_sources.values()
-        for field in source.schema
-    ]
-
-
-def _join_keys(objects: FeatureObjects, service: FeatureService) -> list[str]:
-    keys = [
-        projection.join_key_map.get(key, key)
-        for projection in service.feature_view_projections
-        if projection.name in objects.views
-        for key in objects.views[projection.name].join_keys
-    ]
-    return list(dict.fromkeys(keys))
-
-
-def _needed(
-    objects: FeatureObjects,
-    service: FeatureService,
-    label: str,
-    extra_columns: Sequence[str],
-    labels: _Labels,
-) -> list[str]:
-    columns = [*_join_keys(objects, service), labels.event_time, *extra_columns, label]
-    return list(dict.fromkeys([*columns, *_request_columns(objects, service)]))
-
-
-def _source_versions(
-    settings: Settings, objects: FeatureObjects, service: FeatureService
-) -> dict[str, int]:
-    versions = {}
-    for name in _stored_views(objects, service):
-        table = getattr(objects.views[name].batch_source, "table", None)
-        if table is None:
-            raise DeclarationError(
-                f"the feature view {name!r} reads a source that has no versions",
-                allowed="a DeltaSource with table=…, so that a training set can say what it read",
-            )
-        versions[table] = tables.latest(settings, table).version
-    return versions
-
-
-def _join(
-    store: FeatureStore,
-    objects: FeatureObjects,
-    service: FeatureService,
-    frame: pl.DataFrame,
-    labels: _Labels,
-    label: str,
-    extra_columns: Sequence[str],
-) -> pl.DataFrame:
-    keys = _join_keys(objects, service)
-    stored = _stored_features(store, objects, service, frame, labels.event_time, keys)
-    computed = _computed_features(objects, service, frame, stored)
-    names = _feature_names(service)
-    kept = list(dict.fromkeys([*keys, labels.event_time, *extra_columns, label]))
-    clash = sorted(set(kept) & set(names))
-    if clash:
-        raise DeclarationError(
-            f"{', '.join(clash)} would be both a feature and a column of the labels",
-            next_step="leave it out of the extra columns",
-        )
-    available = stored | computed
-    return frame.select(kept).with_columns(available[name].alias(name) for name in names)
-
-
-def _stored_features(
-    store: FeatureStore,
-    objects: FeatureObjects,
-    service: FeatureService,
-    frame: pl.DataFrame,
-    event_time: str,
-    keys: Sequence[str],
-) -> dict[str, pl.Series]:
-    wanted = _stored_views(objects, service)
-    if not wanted:
-        return {}
-    for name in wanted:
-        registered_view(store, objects.views[name])
-    offline = get_offline_store_from_config(store.config.offline_store)
-    job = offline.get_historical_features(
-        config=store.config,
-        feature_views=[objects.views[name].with_projection(p) for name, p in wanted.items()],
-        feature_refs=[f"{_ref(p)}:{f.name}" for p in wanted.values() for f in p.features],
-        # Feast's interface speaks of pandas and of its own registries; ours takes these too.
-        entity_df=cast(Any, frame.select(*keys, pl.col(event_time).alias(_EVENT_TIMESTAMP))),
-        registry=cast(Any, _NoFunctions()),
-        project=store.project,
-    )
-    joined = pl.DataFrame(pl.from_arrow(job.to_arrow()))
-    if joined.height != frame.height:
-        raise AssertionError(f"{frame.height} label rows became {joined.height}")
-    return {f.name: joined[f.name] for view in wanted.values() for f in view.features}
-
-
-def _ref(projection: FeatureViewProjection) -> str:
-    # Feast's own name_to_use() carries no types.
-    return projection.name_alias or projection.name
-
-
-class _NoFunctions:
-    """A registry without on-demand views, for a join that asks for none.
-
-    Feast would unpickle the functions of all that its registry has, asked for or not
-    (CVE-2026-18948); and would call them on lists of Python objects.
-    """
-
-    def list_on_demand_feature_views(self, *_args: Any, **_kwargs: Any) -> list[Any]:
-        return []
-
-
-def _computed_features(
-    objects: FeatureObjects,
-    service: FeatureService,
-    frame: pl.DataFrame,
-    stored: Mapping[str, pl.Series],
-) -> dict[str, pl.Series]:
-    computed: dict[str, pl.Series] = {}
-    for projection in service.feature_view_projections:
-        view = objects.on_demand_views.get(projection.name)
-        if view is None:
-            continue
-        inputs = {
-            field.name: _array(frame[field.name])
-            for source in view.source_request_sources.values()
-            for field in source.schema
-        }
-        for source in view.source_feature_view_projections.values():
-            inputs |= {f.name: stored[f.name].cast(pl.Float64).to_numpy() for f in source.features}
-        results = function_of(view)(inputs)
-        computed |= {f.name: pl.Series(f.name, results[f.name]) for f in projection.features}
-    return computed
-
-
-def _array(column: pl.Series) -> Any:
-    # The arrays that a request is turned into have the same types; see online.py.
-    if isinstance(column.dtype, pl.Datetime):
-        return column.dt.convert_time_zone("UTC").dt.replace_time_zone(None).to_numpy()
-    return column.to_numpy()
 
 
 def content_digest(data: pl.DataFrame) -> str:

@@ -18,6 +18,7 @@ from payments import (
 )
 from penstock.data import tables
 from penstock.errors import (
+    BusyError,
     DeclarationError,
     IntegrityError,
     NotFoundError,
@@ -25,6 +26,7 @@ from penstock.errors import (
     UserError,
 )
 from penstock.features.build import build
+from penstock.features.service_join import ServiceJoin
 from penstock.features.store import apply
 from penstock.features.training_set import (
     build_training_set,
@@ -131,6 +133,31 @@ class TestBuildTrainingSet:
         assert training_set(settings) == made
         assert read_training_set(made).height == 200
         assert list(folder.parent.glob(".partial-*")) == []
+
+    def test_a_build_in_between_is_noticed_and_the_join_done_again(
+        self, online_settings, monkeypatch
+    ):
+        original, calls = ServiceJoin.source_versions, []
+
+        def rebuilt_once(self, settings):
+            calls.append(1)
+            versions = original(self, settings)
+            return versions if len(calls) > 1 else dict.fromkeys(versions, -1)
+
+        monkeypatch.setattr(ServiceJoin, "source_versions", rebuilt_once)
+        assert training_set(online_settings).table_versions["card_fraud.customer_windows"] == 0
+        assert len(calls) == 4
+
+    def test_builds_without_end_are_not_waited_for(self, online_settings, monkeypatch):
+        calls = []
+
+        def rebuilt_each_time(_self, _settings):
+            calls.append(1)
+            return {"card_fraud.customer_windows": len(calls)}
+
+        monkeypatch.setattr(ServiceJoin, "source_versions", rebuilt_each_time)
+        with pytest.raises(BusyError, match="rebuilt while"):
+            training_set(online_settings)
 
     def test_a_period_without_rows_is_refused(self, online_settings):
         with pytest.raises(TrainingDataError, match="no row from 2030"):
