@@ -20,6 +20,9 @@ from penstock.registry.versions import (
 from penstock.settings import Settings
 from penstock.training.declarations import load_model
 
+# MLflow's column for a registered model's tag holds 5,000 characters, the whole move among them.
+_MAX_REASON_CHARS = 2000
+
 
 class Comparison(Record):
     """A challenger beside the champion, and what the gate would say."""
@@ -112,7 +115,7 @@ def promote(
                 PREVIOUS_CHAMPION: now,
                 **({CHALLENGER: None} if aliases.get(CHALLENGER) == version else {}),
             },
-            reason=decision.reason if force_reason is None else force_reason,
+            reason=(decision.reason if force_reason is None else force_reason)[:_MAX_REASON_CHARS],
             forced=not decision.passed,
             at=datetime.now(UTC),
         )
@@ -155,7 +158,7 @@ def rollback(settings: Settings, name: str, *, expected: int | None, reason: str
             from_version=now,
             to_version=target,
             aliases={CHAMPION: target, PREVIOUS_CHAMPION: line[-3] if len(line) > 2 else None},
-            reason=reason,
+            reason=reason[:_MAX_REASON_CHARS],
             at=datetime.now(UTC),
         )
         registry.move(name, move)
