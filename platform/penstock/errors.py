@@ -28,8 +28,10 @@ class PenstockError(Exception):
     result: Mapping[str, Any] = MappingProxyType({})
     """What a job had reported as done before this ended it; empty outside of jobs."""
 
-    def __init__(self, found: str, *, allowed: str | None = None, next_step: str | None = None):
-        """Say what was found, what is allowed and what to do next, as three parts of one message."""
+    def __init__(
+        self, found: str, *, allowed: str | None = None, next_step: str | None = None
+    ) -> None:
+        """Say what was found, what is allowed and what to do next, as parts of one message."""
         self.found = found
         self.allowed = allowed
         self.next_step = next_step
@@ -63,7 +65,7 @@ class ClusterError(PenstockError):
 class JobFailedError(PenstockError):
     """A Ray job ended without success; the command ends with the job's own exit code."""
 
-    def __init__(self, found: str, *, exit_code: int, next_step: str | None = None):
+    def __init__(self, found: str, *, exit_code: int, next_step: str | None = None) -> None:
         super().__init__(found, next_step=next_step)
         self.exit_code = exit_code
 
@@ -101,7 +103,7 @@ class TrainingDataError(UserError):
 class RequestError(UserError):
     """An HTTP request is refused, with the status to answer and the path of the offending part."""
 
-    def __init__(self, status: int, code: str, message: str, *, path: str = "$"):
+    def __init__(self, status: int, code: str, message: str, *, path: str = "$") -> None:
         super().__init__(message)
         self.status = status
         self.code = code

@@ -8,7 +8,8 @@ class Progress(Protocol):
 
     def __call__(
         self, step: str, done: int, total: int | None = None, *, unit: str = "rows"
-    ) -> None: ...
+    ) -> None:
+        """Take note; must be quick, for it is called from inside the work."""
 
 
 def silent(step: str, done: int, total: int | None = None, *, unit: str = "rows") -> None:

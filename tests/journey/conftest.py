@@ -6,7 +6,10 @@ import pytest
 
 from penstock.cluster.local import LocalCluster
 from projects import Project
+from published import card_fraud_model, published_examples
 from readme import Step, walk
+
+__all__ = ["card_fraud_model", "published_examples"]
 
 
 @pytest.fixture(scope="session")

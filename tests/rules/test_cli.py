@@ -3,8 +3,8 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -12,7 +12,7 @@ from penstock.cli.main import app
 from real_data import REPO_ROOT
 
 
-def leaves(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, click.Command]]:
+def leaves(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
     children = getattr(command, "commands", None)
     if children is None:
         return [(" ".join(path), command)]
@@ -24,17 +24,17 @@ COMMANDS = leaves(typer.main.get_command(app))
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
 class TestEveryCommand:
-    def test_says_what_it_is_for(self, name: str, command: click.Command):
+    def test_says_what_it_is_for(self, name: str, command: Any):
         assert command.help, f"penstock {name} has no help"
 
-    def test_says_what_each_parameter_is_for(self, name: str, command: click.Command):
+    def test_says_what_each_parameter_is_for(self, name: str, command: Any):
         silent = [p.name for p in command.params if not getattr(p, "help", None)]
         assert silent == [], f"penstock {name}: {silent}"
 
-    def test_takes_json(self, name: str, command: click.Command):
+    def test_takes_json(self, name: str, command: Any):
         assert any("--json" in p.opts for p in command.params), f"penstock {name}"
 
-    def test_stands_in_the_docs(self, name: str, command: click.Command):
+    def test_stands_in_the_docs(self, name: str, command: Any):
         assert f"`penstock {name}`" in (REPO_ROOT / "docs" / "cli.md").read_text("utf-8")
 
 

@@ -17,7 +17,7 @@ DOORS = {
     "deltalake": {"data/tables.py"},
     "feast": {"features/"},
     "mlflow": {"training/tracking.py", "registry/versions.py"},
-    "onnxruntime": {"serving/predictor.py", "registry/agreement.py"},
+    "onnxruntime": {"scorer.py"},
 }
 
 

@@ -2,8 +2,8 @@
 
 import importlib
 import sys
+from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -18,7 +18,7 @@ _ORDER = (
 class _Journey(TyperGroup):
     """Lists the commands in the order of the journey; typer would put groups behind commands."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
 
@@ -32,6 +32,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 our fault, 2 your input, 3 a gate said no, 75 busy: try again.",
 )
+
+
+@app.callback()
+def options(
+    address: Annotated[
+        str | None,
+        typer.Option(help="The dashboard of the Ray to use, instead of the one in the settings."),
+    ] = None,
+) -> None:
+    """From raw events to a served, watched, renewed model, on Ray."""
+    if address is not None:
+        from penstock.settings import export_environment
+
+        export_environment({"PENSTOCK_RAY__ADDRESS": address})
+
 
 _MODULES = ("cluster", "init", "sample", "data", "features", "train", "models", "serve", "score")
 for _name in _MODULES:

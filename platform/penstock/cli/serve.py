@@ -1,11 +1,14 @@
 """Deploy a model, ask it, and take it down again."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from penstock.cli.output import JsonFlag, emit, stderr
+
+if TYPE_CHECKING:
+    from penstock.settings import Settings
 
 UseCase = Annotated[str, typer.Argument(help="The use case, a folder of the feature repo.")]
 
@@ -26,15 +29,18 @@ def deploy(
 ) -> None:
     """Serve a model version; the one before answers until the new one does."""
     from penstock.registry.versions import resolve
+    from penstock.serving.deploy import Deployment
     from penstock.serving.deploy import deploy as deploy_version
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
 
     settings = load_settings()
-    wanted = resolve(settings, load_model(settings, use_case).name, version)
-    console = stderr()
-    with console.status("") as status:
-        deployment = deploy_version(settings, wanted, report=lambda what: status.update(what))
+    if settings.ray.address is None:
+        wanted = resolve(settings, load_model(settings, use_case).name, version)
+        with stderr().status("") as status:
+            deployment = deploy_version(settings, wanted, report=lambda what: status.update(what))
+    else:
+        deployment = Deployment.model_validate(_as_job(settings, use_case, version=version))
     example = _example(deployment.url, deployment.model)
 
     def render(out: Console) -> None:
@@ -61,7 +67,10 @@ def undeploy(use_case: UseCase, as_json: JsonFlag = False) -> None:
 
     settings = load_settings()
     model = load_model(settings, use_case).name
-    served = undeploy_model(settings, model)
+    if settings.ray.address is None:
+        served = undeploy_model(settings, model)
+    else:
+        served = bool(_as_job(settings, use_case, remove=True)["was_served"])
     emit(
         {"model": model, "was_served": served},
         as_json=as_json,
@@ -69,6 +78,16 @@ def undeploy(use_case: UseCase, as_json: JsonFlag = False) -> None:
             f"{model} is no longer served" if served else f"{model} was not served"
         ),
     )
+
+
+def _as_job(
+    settings: "Settings", use_case: str, *, version: int | None = None, remove: bool = False
+) -> dict[str, Any]:
+    """Deploy on another Ray: its controller is reached from inside its network only."""
+    from penstock.cluster.jobs import run_job
+
+    options = [] if version is None else ["--version", str(version)]
+    return run_job(settings, "deploy", [use_case, *options, *(["--remove"] if remove else [])])
 
 
 def predict(

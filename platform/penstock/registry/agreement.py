@@ -1,21 +1,17 @@
 """Whether a model's ONNX graph answers as its native weights do, on real rows."""
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
-from penstock.errors import GateRefusedError, IntegrityError
+from penstock.errors import GateRefusedError
 from penstock.records import Record
+from penstock.scorer import Scorer, load_scorer
 
 TOLERANCE = 1e-5
 MAX_ROWS = 10_000
 # Online rows may lack features that no training row lacks; both sides must fill them alike.
 _MISSING_SHARE = 0.2
 _MAX_ROWS_WITH_MISSING = 1_000
-
-Scorer = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 class Agreement(Record):
@@ -25,40 +21,6 @@ class Agreement(Record):
     num_rows_with_blanks: int
     max_abs_difference: float
     tolerance: float = TOLERANCE
-
-
-def onnx_scorer(graph: bytes, *, num_threads: int = 1) -> Scorer:
-    """Make the graph callable: float64 [n, F] with NaN for missing -> float64 [n].
-
-    Raises:
-        IntegrityError: onnxruntime can't load the graph, or it has other inputs or outputs.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            graph, sess_options=options, providers=["CPUExecutionProvider"]
-        )
-    # onnxruntime's exceptions share no base class of their own.
-    except Exception as error:
-        raise IntegrityError(
-            f"the graph cannot be loaded: {error}", next_step="train the model again"
-        ) from error
-    inputs = [item.name for item in session.get_inputs()]
-    outputs = [item.name for item in session.get_outputs()]
-    if inputs != ["features"] or "score" not in outputs:
-        raise IntegrityError(
-            f"the graph takes {', '.join(inputs)} and gives {', '.join(outputs)}",
-            allowed="features in, score out",
-            next_step="train the model again",
-        )
-
-    def score(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        (scores,) = session.run(["score"], {"features": np.ascontiguousarray(features)})
-        return np.asarray(scores, dtype=np.float64).reshape(len(features))
-
-    return score
 
 
 def check_agreement(
@@ -84,7 +46,7 @@ def check_agreement(
     blanked = features[:_MAX_ROWS_WITH_MISSING].copy()
     blanked[draw.random(blanked.shape) < _MISSING_SHARE] = np.nan
     rows = np.concatenate([features, blanked])
-    ours = onnx_scorer(graph)(rows)
+    ours = load_scorer(graph)(rows)
     theirs = np.asarray(native(rows), dtype=np.float64).reshape(len(rows))
     difference = np.abs(ours - theirs)
     # NaN compares false with everything: ask for what must hold, not for what must not.

@@ -23,9 +23,9 @@ from penstock.errors import DataError, DeclarationError
 from penstock.features.historical import HistoricalReader, TimeSlice
 from penstock.progress import Progress, silent
 from penstock.records import Record
-from penstock.registry.agreement import onnx_scorer
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
+from penstock.scorer import load_scorer
 from penstock.serving.score_stream import ScoreStream
 from penstock.settings import Settings, load_settings
 from penstock.use_cases import split_name
@@ -102,7 +102,7 @@ class SliceScorer:
         self._work = work
         self._reader = work.open_reader(package)
         self._feature_names = package.signature.feature_names
-        self._score = onnx_scorer(package.onnx)
+        self._score = load_scorer(package.onnx)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Score the slices that the batch's rows describe; Ray Data's side."""

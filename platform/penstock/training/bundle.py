@@ -7,7 +7,7 @@ training.json     run, data, metrics, environment
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ import numpy.typing as npt
 import orjson
 
 from penstock.errors import IntegrityError
+from penstock.scorer import Scorer
 from penstock.training.estimators import families
 from penstock.training.estimators.base import Fitted
 from penstock.training.preprocessing import Preprocessing
-
-Predict = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-"""Takes float64 [n, F], NaN for missing; gives float64 [n]."""
 
 MODEL_FILE = "model.onnx"
 NATIVE_FOLDER = "native"
@@ -62,7 +60,7 @@ def write(
     partial.rename(folder)
 
 
-def load_native(folder: Path) -> Predict:
+def load_native(folder: Path) -> Scorer:
     """Give the predictor of a bundle from `native/` alone.
 
     Raises:
@@ -83,27 +81,6 @@ def load_native(folder: Path) -> Predict:
 
     def predict(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return model.predict(preprocessing.apply(features))
-
-    return predict
-
-
-def load_onnx(folder: Path) -> Predict:
-    """Give the predictor of a bundle's graph."""
-    return onnx_predictor((folder / MODEL_FILE).read_bytes())
-
-
-def onnx_predictor(graph: bytes) -> Predict:
-    """Give the predictor of a graph, by onnxruntime on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-    def predict(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        (scores,) = session.run(["score"], {"features": features})
-        return np.asarray(scores, dtype=np.float64)
 
     return predict
 

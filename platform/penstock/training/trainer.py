@@ -20,6 +20,7 @@ from penstock.features.training_set import (
 )
 from penstock.progress import Progress, silent
 from penstock.records import Record
+from penstock.scorer import load_scorer
 from penstock.settings import Settings
 from penstock.training import bundle, environment, plots, preprocessing
 from penstock.training.declarations import Model
@@ -155,7 +156,7 @@ class _Attempt:
         self._tracked.log_history(fitted.history)
         graph = bundle.assemble(scaling, fitted)
         # What is measured is what will be served: the graph, on the features as they come.
-        scores = bundle.onnx_predictor(graph)(test_side.features)
+        scores = load_scorer(graph)(test_side.features)
         metrics = evaluate(self._model.metrics, test_side, scores)
         self._tracked.log_metrics({**metrics, "fit_s": fit_s})
         leak = suspect_leak(self._model.leak_alarm, metrics)

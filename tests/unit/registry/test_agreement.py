@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from bundles import logistic_graph, native_score
 from penstock.errors import GateRefusedError, IntegrityError
-from penstock.registry.agreement import TOLERANCE, check_agreement, onnx_scorer
+from penstock.registry.agreement import TOLERANCE, check_agreement
+from penstock.scorer import load_scorer
 
 ROWS = np.random.default_rng(0).normal([50, 10, 0.01], [40, 5, 0.1], size=(500, 3))
 
@@ -55,5 +56,5 @@ def test_no_rows_are_no_agreement():
 
 
 def test_bytes_that_are_no_graph_are_refused():
-    with pytest.raises(IntegrityError, match="cannot be loaded"):
-        onnx_scorer(b"not a graph")
+    with pytest.raises(IntegrityError, match="does not load"):
+        load_scorer(b"not a graph")

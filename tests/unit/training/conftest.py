@@ -3,13 +3,11 @@
 import sys
 
 import numpy as np
-import polars as pl
 import pytest
 
-from penstock.settings import Settings
-from penstock.training.declarations import load_model
-from projects import REPO_ROOT
-from real_data import card_fraud_files, reference_features
+from published import card_fraud_model, published_examples
+
+__all__ = ["card_fraud_model", "published_examples"]
 
 FEATURES = tuple(f"f{i}" for i in range(6))
 
@@ -26,11 +24,6 @@ def fresh_imports():
 
 
 @pytest.fixture(scope="session")
-def card_fraud_model():
-    return load_model(Settings(project_root=REPO_ROOT), "card_fraud")
-
-
-@pytest.fixture(scope="session")
 def synthetic():
     """2,000 rows of 6 features of very different sizes, 12 % positive, 5 % missing."""
     rng = np.random.default_rng(7)
@@ -42,15 +35,3 @@ def synthetic():
     features[:, 4] = np.round(features[:, 4] * 3)
     features[rng.random(features.shape) < 0.05] = np.nan
     return features, labels
-
-
-@pytest.fixture(scope="session")
-def published_examples():
-    """The published features of the payments of July and August, in time order."""
-    payments = pl.concat(pl.read_parquet(file) for file in card_fraud_files("2018-07", "2018-08"))
-    features = pl.concat(pl.read_parquet(file) for file in reference_features())
-    return (
-        payments.join(features, on="TRANSACTION_ID")
-        .sort("TRANSACTION_ID")
-        .with_columns(pl.col("TX_DATETIME").dt.replace_time_zone("UTC"))
-    )

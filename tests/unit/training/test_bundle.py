@@ -8,6 +8,7 @@ import pytest
 import xgboost
 
 from penstock.errors import IntegrityError
+from penstock.scorer import load_scorer
 from penstock.training import bundle, preprocessing
 from penstock.training.declarations import (
     DecisionTree,
@@ -98,7 +99,7 @@ class TestAgreement:
     def test_graph_and_native_weights_agree_within_1e_5(self, written, synthetic):
         rows = np.concatenate([synthetic[0], rows_with_gaps(synthetic[0])])
         native = bundle.load_native(written)(rows)
-        graph = bundle.load_onnx(written)(rows)
+        graph = load_scorer((written / "model.onnx").read_bytes())(rows)
         assert native.shape == graph.shape == (len(rows),)
         assert native.dtype == graph.dtype == np.float64
         assert np.abs(native - graph).max() < 1e-5
@@ -107,12 +108,12 @@ class TestAgreement:
     @pytest.mark.parametrize("num_rows", [0, 1])
     def test_any_number_of_rows_is_answered(self, written, synthetic, num_rows):
         rows = synthetic[0][:num_rows]
-        assert bundle.load_onnx(written)(rows).shape == (num_rows,)
+        assert load_scorer((written / "model.onnx").read_bytes())(rows).shape == (num_rows,)
         assert bundle.load_native(written)(rows).shape == (num_rows,)
 
     def test_a_row_is_scored_alike_alone_and_in_company(self, written, synthetic):
         rows = synthetic[0][:20]
-        predict = bundle.load_onnx(written)
+        predict = load_scorer((written / "model.onnx").read_bytes())
         alone = np.concatenate([predict(rows[i : i + 1]) for i in range(len(rows))])
         np.testing.assert_allclose(alone, predict(rows), atol=1e-6)
 

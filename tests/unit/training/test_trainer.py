@@ -15,6 +15,7 @@ from penstock.errors import GateRefusedError, TrainingDataError
 from penstock.features.build import build
 from penstock.features.store import apply
 from penstock.features.training_set import load_training_set, read_training_set
+from penstock.scorer import load_scorer
 from penstock.settings import Settings
 from penstock.training import bundle
 from penstock.training.declarations import LeakAlarm
@@ -83,7 +84,10 @@ class TestRun:
         frame = read_training_set(training_set).select(training_set.feature_names).cast(pl.Float64)
         rows = np.ascontiguousarray(frame.fill_null(np.nan).to_numpy())
         folder = settings.storage_path / "runs" / trained.run_id / "bundle"
-        native, graph = bundle.load_native(folder)(rows), bundle.load_onnx(folder)(rows)
+        native, graph = (
+            bundle.load_native(folder)(rows),
+            load_scorer((folder / "model.onnx").read_bytes())(rows),
+        )
         assert np.abs(native - graph).max() < 1e-5
 
     def test_its_tracked_run_holds_params_metrics_curves_and_lineage(self, client, trained):

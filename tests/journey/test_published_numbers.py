@@ -2,6 +2,7 @@
 
 import pytest
 
+from penstock.scorer import load_scorer
 from penstock.training import bundle, preprocessing
 from penstock.training.estimators import scikit
 from penstock.training.metrics import evaluate
@@ -32,7 +33,7 @@ def test_an_estimator_of_one_task_reaches_them(sides, card_fraud_model, name):
     fitted = scikit.fit_here(
         card_fraud_model.estimator(name), scaling.apply(train.features), train.labels
     )
-    scores = bundle.onnx_predictor(bundle.assemble(scaling, fitted))(test.features)
+    scores = load_scorer(bundle.assemble(scaling, fitted))(test.features)
     ours = evaluate(card_fraud_model.metrics, test, scores)
     published = next(r for r in card_fraud_model.published if r.estimator == name)
     assert falls_short(ours, published.metrics, {}, tolerance=0.01) == ()
