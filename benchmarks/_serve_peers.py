@@ -45,6 +45,7 @@ class HandGlued:
         ]
 
     def predict(self, payments: Payments) -> dict[str, Any]:
+        import numpy as np
         import pandas as pd
 
         rows = payments.rows
@@ -57,7 +58,9 @@ class HandGlued:
         found["TX_AMOUNT"] = [r.TX_AMOUNT for r in rows]
         found["TX_DURING_WEEKEND"] = [int(r.TX_DATETIME.weekday() >= 5) for r in rows]
         found["TX_DURING_NIGHT"] = [int(r.TX_DATETIME.hour <= 6) for r in rows]
-        scores = self.model.predict(pd.DataFrame(found, columns=self.features).astype(float))
+        # A frame from one array: from a dict of 15 lists it takes as long as everything else.
+        values = np.array([found[name] for name in self.features], dtype=np.float64).T
+        scores = self.model.predict(pd.DataFrame(values, columns=self.features))
         return {"predictions": [{"score": score} for score in scores.tolist()]}
 
 
@@ -147,8 +150,9 @@ def run_serve(arguments: argparse.Namespace) -> None:
         def __init__(self, repo: str, model: str, features: list[str]):
             self.glued = HandGlued(repo, model, features)
 
+        # Not async: a thread of FastAPI's, so that Serve's loop is not held up.
         @app.post("/predict")
-        async def predict(self, payments: Payments) -> dict[str, Any]:
+        def predict(self, payments: Payments) -> dict[str, Any]:
             return self.glued.predict(payments)
 
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -180,6 +180,8 @@ def running(folder: Path, peer: str, options: dict[str, str]) -> Iterator[str]:
     port = free_port()
     # Without what our own Ray was started with: these are the defaults.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PENSTOCK_", "RAY_"))}
+    # One thread a process for all three: OpenMP's threads would fight over rows of one.
+    environment["OMP_NUM_THREADS"] = "1"
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     peers_file = ROOT / "benchmarks" / "_serve_peers.py"
     log_file = folder / f"{peer}.log"
@@ -272,9 +274,9 @@ def load_of(url: str, script: Path, seconds: int) -> dict[int, Load]:
 
 def wrk(url: str, script: Path, num_connections: int, seconds: int) -> Load:
     pinned = ["taskset", "-c", str((os.cpu_count() or 1) - 1)] if shutil.which("taskset") else []
-    flags = ["-t1", f"-c{num_connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
+    flags = ["-t1", f"-c{num_connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
     text = subprocess.run(
-        [*pinned, "wrk", *flags, url], capture_output=True, text=True, check=True
+        [*pinned, "wrk", *flags, "-s", script, url], capture_output=True, text=True, check=True
     ).stdout
     if "Non-2xx" in text or "Socket errors" in text:
         sys.exit(f"not every request was answered:\n{text}")
@@ -284,7 +286,7 @@ def wrk(url: str, script: Path, num_connections: int, seconds: int) -> Load:
 
 
 def percentile(text: str, percent: int) -> float:
-    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
     assert found is not None, text
     return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
 
