@@ -14,6 +14,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from penstock.features.windows import compute
 DELAY_DAYS = LABEL_DELAY.days
 DAYS = [width.days for width in WIDTHS.values()]
 TOLERANCE = 1e-6
+Frame = TypeVar("Frame")
 
 
 def penstock(payments: pl.DataFrame) -> pl.DataFrame:
@@ -84,13 +86,10 @@ def pandas_groupby(payments: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def measure(run: Callable[[], object], repeat: int) -> tuple[list[float], object]:
-    took_s, result = [], None
-    for _ in range(repeat):
-        start = time.perf_counter()
-        result = run()
-        took_s.append(time.perf_counter() - start)
-    return took_s, result
+def measure(run: Callable[[], Frame]) -> tuple[float, Frame]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
 
 
 def assert_equal(ours: pl.DataFrame, theirs: pd.DataFrame, payments: pl.DataFrame) -> float:
@@ -109,8 +108,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, help="payments (default: all 1.47 M)")
-    parser.add_argument("--repeat", type=int, default=5, help="runs of Penstock")
-    parser.add_argument("--repeat-pandas", type=int, default=1, help="runs of each pandas way")
+    parser.add_argument("--repeat", type=int, default=3, help="turns (pandas apply has one)")
     parser.add_argument("--handbook", action="store_true", help="run pandas apply too (minutes)")
     given = parser.parse_args()
     payments = read_payments(given.rows)
@@ -118,12 +116,18 @@ def main() -> None:
     peers = {"pandas groupby": pandas_groupby}
     if given.handbook:
         peers["pandas apply"] = pandas_apply
-    took_s = {}
-    took_s["penstock"], ours = measure(lambda: penstock(payments), given.repeat)
-    for name, run in peers.items():
-        took_s[name], theirs = measure(lambda run=run: run(frame), given.repeat_pandas)
-        difference = assert_equal(ours, theirs, payments)
-        print(f"{name}: equal to penstock, largest difference {difference:.1e}")
+    took_s: dict[str, list[float]] = {name: [] for name in ("penstock", *peers)}
+    # In turns, so that whatever else the machine does meets all of them.
+    for turn in range(given.repeat):
+        seconds, ours = measure(lambda: penstock(payments))
+        took_s["penstock"].append(seconds)
+        for name, run in peers.items():
+            if name == "pandas apply" and turn > 0:
+                continue
+            seconds, theirs = measure(lambda run=run: run(frame))
+            took_s[name].append(seconds)
+            difference = assert_equal(ours, theirs, payments)
+            print(f"{name}: equal to penstock, largest difference {difference:.1e}")
     median_s = {name: statistics.median(times) for name, times in took_s.items()}
     print(f"{payments.height:,} payments x 12 window features")
     print(f"{'way':16} {'median s':>9} {'min s':>8} {'max s':>8}")

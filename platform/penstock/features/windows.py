@@ -9,8 +9,10 @@ for all events at once; sums come from prefix sums that lose nothing (see prefix
 maxima from a sparse table built one level at a time.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
@@ -25,6 +27,7 @@ from penstock.features.prefix_sums import Rows, SortedColumn
 Kind: TypeAlias = Literal["count", "sum", "mean", "min", "max", "std", "share"]
 _KINDS: tuple[Kind, ...] = ("count", "sum", "mean", "min", "max", "std", "share")
 _US = timedelta(microseconds=1)
+_NUM_THREADS = 4
 # One window's numbers, and which of them stand for a null (None: none of them).
 _Values: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_] | None]
 TimeUnit: TypeAlias = Literal["us", "ns"]
@@ -248,13 +251,19 @@ def _cuts(group: Rows, time: Rows, offsets: Sequence[int]) -> list[Rows]:
     if int(group[-1]) >= num_groups_per_block:
         edges[1:1] = (np.flatnonzero(np.diff(group // num_groups_per_block)) + 1).tolist()
     cuts = [np.empty(height, np.int64) for _ in offsets]
-    for low, high in itertools.pairwise(edges):
-        key = (group[low:high] - group[low]) * span + (time[low:high] - time.min())
-        for offset, cut in zip(offsets, cuts, strict=True):
-            # Never reaches back into the entity before: the keys of two neighbours are at least
-            # the largest offset apart.
-            cut[low:high] = low + np.searchsorted(key, key - offset, side="right")
+    with ThreadPoolExecutor(min(len(offsets), _NUM_THREADS)) as pool:
+        for low, high in itertools.pairwise(edges):
+            key = (group[low:high] - group[low]) * span + (time[low:high] - time.min())
+            # Never reaches back into the entity before: the keys of two neighbours are at least the
+            # largest offset apart. numpy searches without holding the interpreter.
+            search = functools.partial(_search, key)
+            for cut, found in zip(cuts, pool.map(search, offsets), strict=True):
+                cut[low:high] = low + found
     return cuts
+
+
+def _search(key: Rows, offset: int) -> Rows:
+    return np.searchsorted(key, key - offset, side="right")
 
 
 def _aggregate(

@@ -18,7 +18,7 @@ def test_the_sum_of_a_run_is_the_rounded_exact_sum(values, data):
     got = PrefixSums(np.array(values)).between(np.array([start]), np.array([end]))
     exact = float(sum(map(Fraction, values[start:end]), Fraction(0)))
     largest = max(map(abs, values))
-    assert float(got[0]) == pytest.approx(exact, rel=1e-15, abs=largest * 2.0**-75)
+    assert float(got[0]) == pytest.approx(exact, rel=1e-15, abs=max(largest * 2.0**-75, 1e-290))
 
 
 @pytest.mark.parametrize("magnitude", [1e-310, 1e-200, 1.0, 1e200, 1e300])
@@ -37,3 +37,10 @@ def test_nulls_are_left_out_of_counts_and_sums():
     start, end = np.array([0, 1]), np.array([4, 3])
     assert column.num_values(start, end).tolist() == [2, 0]
     assert column.sum(start, end).tolist() == [5.0, 0.0]
+
+
+def test_a_small_deviation_beside_a_giant_is_seen():
+    values = pl.Series("x", [4_294_967_294, 0, 1, 0])
+    column = SortedColumn(values, np.arange(4))
+    got = column.variance(np.array([1, 1]), np.array([3, 4]))
+    assert got.tolist() == pytest.approx([0.5, 1 / 3], rel=1e-12)
