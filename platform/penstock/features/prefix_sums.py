@@ -1,5 +1,6 @@
 """Sums over runs of rows, exact enough to subtract: what windows are computed from."""
 
+import threading
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ class SortedColumn:
         )
         self.ordered = ordered
         self._made: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     def _numbers(self) -> NDArray[Any]:
         """The values with 0 in place of nulls."""
@@ -43,9 +45,10 @@ class SortedColumn:
         return numbers
 
     def _get(self, what: str) -> Any:
-        if what not in self._made:
-            self._made[what] = self._make(what)
-        return self._made[what]
+        with self._lock:
+            if what not in self._made:
+                self._made[what] = self._make(what)
+            return self._made[what]
 
     def _make(self, what: str) -> Any:
         if what == "num_values":

@@ -9,7 +9,6 @@ for all events at once; sums come from prefix sums that lose nothing (see prefix
 maxima from a sparse table built one level at a time.
 """
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,28 +169,37 @@ def _compute_complete(events: pl.DataFrame, windows: Windows) -> list[pl.Series]
         for name in dict.fromkeys(a.column for a in windows.aggregations if a.column is not None)
     }
     delay = windows.delay // _US * unit
-    widths = [width // _US * unit for width in windows.widths.values()]
-    cuts = _cuts(group, time, [delay, *(delay + width for width in widths)])
-    end, starts = cuts[0], cuts[1:]
-    extremes = _extremes(windows, columns, starts, end)
-    out: list[pl.Series] = []
-    names = iter(windows.feature_names())
-    for window, start in enumerate(starts):
-        for position, aggregation in enumerate(windows.aggregations):
-            values, empty = (
-                extremes[window, position]
-                if aggregation.kind in ("min", "max")
-                else _aggregate(aggregation, columns, start, end)
-            )
-            name = next(names)
-            series = pl.Series(name, values[place])
-            if empty is not None and empty.any():
-                known = pl.Series(~empty[place])
-                series = pl.select(pl.when(known).then(series).alias(name)).to_series()
-            if aggregation.kind in ("min", "max"):
-                series = series.cast(columns[str(aggregation.column)].dtype)
-            out.append(series)
-    return out
+    offsets = [delay + width // _US * unit for width in windows.widths.values()]
+    edges = _Edges(group, time, max(offsets))
+    end = edges.cut(delay)
+    # numpy lets go of the interpreter while it searches and gathers, so windows run side by side.
+    with ThreadPoolExecutor(min(len(offsets), _NUM_THREADS)) as pool:
+        starts = list(pool.map(edges.cut, offsets))
+        extremes = _extremes(windows, columns, starts, end)
+
+        def one_window(window: int) -> list[pl.Series]:
+            out = []
+            for position, aggregation in enumerate(windows.aggregations):
+                found = extremes.get((window, position))
+                if found is None:
+                    found = _aggregate(aggregation, columns, starts[window], end)
+                series = _in_input_order(*found, place)
+                if aggregation.kind in ("min", "max"):
+                    series = series.cast(columns[str(aggregation.column)].dtype)
+                out.append(series)
+            return out
+
+        features = itertools.chain.from_iterable(pool.map(one_window, range(len(starts))))
+        return [s.alias(n) for s, n in zip(features, windows.feature_names(), strict=True)]
+
+
+def _in_input_order(
+    values: NDArray[Any], empty: NDArray[np.bool_] | None, place: Rows
+) -> pl.Series:
+    series = pl.Series(values[place])
+    if empty is None or not empty.any():
+        return series
+    return pl.select(pl.when(pl.Series(~empty[place])).then(series)).to_series()
 
 
 def _sort(events: pl.DataFrame, windows: Windows) -> tuple[Rows, Rows, Rows, int]:
@@ -234,36 +242,41 @@ def _stable_order(codes: NDArray[np.uint32]) -> Rows:
     return order
 
 
-def _cuts(group: Rows, time: Rows, offsets: Sequence[int]) -> list[Rows]:
-    """For each offset and row: the first row of the entity whose time is above time - offset.
+class _Edges:
+    """Finds the edges of windows for all events at once.
 
-    As ends of half-open runs of rows these are exactly the edges of windows: all events with a
-    time <= t - offset stand before the cut, ties included.
+    One rising key (entity, time) lets one binary search serve all entities. Where entities x time
+    span does not fit in 63 bits, blocks of entities take turns.
     """
-    height = len(time)
-    if height == 0:
-        return [np.empty(0, np.int64) for _ in offsets]
-    # One rising key (entity, time) lets one binary search serve all entities. Where entities x
-    # time span does not fit in 63 bits, blocks of entities take turns.
-    span = int(time.max()) - int(time.min()) + max(offsets) + 1
-    num_groups_per_block = max((2**62) // span, 1)
-    edges = [0, height]
-    if int(group[-1]) >= num_groups_per_block:
-        edges[1:1] = (np.flatnonzero(np.diff(group // num_groups_per_block)) + 1).tolist()
-    cuts = [np.empty(height, np.int64) for _ in offsets]
-    with ThreadPoolExecutor(min(len(offsets), _NUM_THREADS)) as pool:
-        for low, high in itertools.pairwise(edges):
-            key = (group[low:high] - group[low]) * span + (time[low:high] - time.min())
-            # Never reaches back into the entity before: the keys of two neighbours are at least the
-            # largest offset apart. numpy searches without holding the interpreter.
-            search = functools.partial(_search, key)
-            for cut, found in zip(cuts, pool.map(search, offsets), strict=True):
-                cut[low:high] = low + found
-    return cuts
 
+    def __init__(self, group: Rows, time: Rows, largest_offset: int) -> None:
+        self._height = len(time)
+        self._blocks: list[tuple[int, Rows]] = []
+        if not self._height:
+            return
+        first = int(time.min())
+        # Two neighbours' keys are at least the largest offset apart, so that no window reaches
+        # back into the entity before.
+        span = int(time.max()) - first + largest_offset + 1
+        num_groups = max((2**62) // span, 1)
+        limits = [0, self._height]
+        if int(group[-1]) >= num_groups:
+            limits[1:1] = (np.flatnonzero(np.diff(group // num_groups)) + 1).tolist()
+        for low, high in itertools.pairwise(limits):
+            key = (group[low:high] - group[low]) * span + (time[low:high] - first)
+            self._blocks.append((low, key))
 
-def _search(key: Rows, offset: int) -> Rows:
-    return np.searchsorted(key, key - offset, side="right")
+    def cut(self, offset: int) -> Rows:
+        """For each row: the first row of its entity whose time is above its own less the offset.
+
+        All events with a time <= t - offset stand before it, ties included: as end of a half-open
+        run of rows it is the edge of a window.
+        """
+        cut = np.empty(self._height, np.int64)
+        for low, key in self._blocks:
+            found = np.searchsorted(key, key - offset, side="right")
+            cut[low : low + len(key)] = low + found
+        return cut
 
 
 def _aggregate(
