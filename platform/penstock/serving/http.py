@@ -141,8 +141,53 @@ async def drain(receive: Receive) -> None:
             return
 
 
-async def send_answer(send: Send, answer: Answer) -> None:
-    """Write the answer out."""
+class _OneWrite:
+    """Stands in for a connection while an answer is written: head and body leave together."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+async def send_answer(send: Send, answer: Answer, receive: Receive | None = None) -> None:
+    """Write the answer out.
+
+    Args:
+        send: ASGI's.
+        answer: what to write.
+        receive: ASGI's. uvicorn's leads to the connection: uvicorn writes head and body one by one,
+            and each write wakes HAProxy, which costs more than making the answer.
+    """
+    cycle = getattr(receive, "__self__", None)
+    transport = getattr(cycle, "transport", None)
+    if transport is None:
+        await _send_parts(send, answer)
+        return
+    together = _OneWrite(transport)
+    cycle.transport = together  # type: ignore[union-attr]  # a cycle with a transport is no None
+    try:
+        await _send_parts(send, answer)
+    finally:
+        cycle.transport = transport  # type: ignore[union-attr]  # the same
+        together.flush()
+
+
+async def _send_parts(send: Send, answer: Answer) -> None:
     await send(
         {
             "type": "http.response.start",

@@ -154,3 +154,52 @@ class TestAnswers:
         config = Config(http.AsgiApp(handle), log_config=None)
         config.load()
         assert config.interface == "asgi3"
+
+
+class TestOneWrite:
+    """uvicorn itself, on a loop of its own: the answer leaves in one piece and is whole."""
+
+    def test_head_and_body_leave_together_and_the_connection_is_whole_after_it(self):
+        from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+        class Wire:
+            def __init__(self):
+                self.writes: list[bytes] = []
+                self.closed = False
+
+            def write(self, data: bytes) -> None:
+                self.writes.append(data)
+
+            def close(self) -> None:
+                self.closed = True
+
+        async def answer(keep_alive: bool) -> tuple[Wire, RequestResponseCycle]:
+            wire = Wire()
+            cycle = RequestResponseCycle.__new__(RequestResponseCycle)
+            vars(cycle).update(
+                scope={"method": "POST", "type": "http"},
+                transport=wire,
+                flow=type("Flow", (), {"write_paused": False})(),
+                disconnected=False,
+                response_started=False,
+                response_complete=False,
+                waiting_for_100_continue=False,
+                access_log=False,
+                default_headers=[],
+                chunked_encoding=None,
+                expected_content_length=0,
+                keep_alive=keep_alive,
+                message_event=asyncio.Event(),
+                on_response=lambda: None,
+            )
+            done = http.Answer(status=200, body=b'{"a":1}')
+            await http.send_answer(cycle.send, done, cycle.receive)
+            return wire, cycle
+
+        for keep_alive in (True, False):
+            wire, cycle = asyncio.run(answer(keep_alive))
+            (sent,) = wire.writes
+            assert sent.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert sent.endswith(b'\r\n\r\n{"a":1}')
+            assert cycle.transport is wire
+            assert wire.closed is not keep_alive
