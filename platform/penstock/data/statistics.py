@@ -21,6 +21,7 @@ from penstock.records import Record
 
 NUM_POINTS = 512
 NUM_HASHES = 2048
+_FIRST_HASHES = 1 << 16
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -75,7 +76,8 @@ class Summary:
         self._widen(values.min(), values.max())
         self._add_hashes(_hash(values))
         if values.dtype != pl.String:
-            ordered = np.sort(_numbers(values).astype(np.float64))
+            # polars sorts on all cores; numpy on one.
+            ordered = pl.Series(_numbers(values)).cast(pl.Float64).sort().to_numpy()
             num_points = min(len(ordered), NUM_POINTS)
             at = ((np.arange(num_points) + 0.5) * len(ordered) / num_points).astype(np.int64)
             self.points.append(ordered[at])
@@ -99,9 +101,14 @@ class Summary:
         self.high = high if self.high is None else max(self.high, high)
 
     def _add_hashes(self, hashes: np.ndarray[Any, Any]) -> None:
-        if len(self.hashes) == NUM_HASHES:
-            hashes = hashes[hashes < self.hashes[-1]]
-        merged = np.unique(np.concatenate([self.hashes, hashes]))
+        merged = self.hashes
+        # A first part sets the bound that keeps nearly all of the rest out of the sort.
+        for part in (hashes[:_FIRST_HASHES], hashes[_FIRST_HASHES:]):
+            kept = part
+            if len(merged) >= NUM_HASHES:
+                kept = part[part <= merged[NUM_HASHES - 1]]
+                self.hashes_are_all &= len(kept) == len(part)
+            merged = np.union1d(merged, _unique(kept))
         if len(merged) > NUM_HASHES:
             self.hashes_are_all = False
         self.hashes = merged[:NUM_HASHES]
@@ -165,6 +172,11 @@ def _ranks(weights: np.ndarray[Any, Any], shares: np.ndarray[Any, Any]) -> np.nd
     reached = np.cumsum(weights)
     at = np.searchsorted(reached, shares * reached[-1])
     return np.asarray(np.minimum(at, len(weights) - 1))
+
+
+def _unique(hashes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Each hash once; by a hash table, since a column of few values has them very often."""
+    return np.asarray(pl.Series(hashes, dtype=pl.UInt64).unique().to_numpy(), dtype=np.uint64)
 
 
 def _numbers(values: pl.Series) -> np.ndarray[Any, Any]:

@@ -21,7 +21,7 @@ from penstock.errors import IntegrityError, RequestError
 from penstock.features.online import OnlineReader
 from penstock.records import Record
 from penstock.registry.package import VerifiedPackage, verify
-from penstock.serving import http
+from penstock.serving import http, shortcut
 from penstock.serving.batching import Batcher
 from penstock.serving.metrics import RequestMetrics
 from penstock.serving.policy import ReplicaPolicy
@@ -93,6 +93,8 @@ class Replica:
             f"{self._route}/versions/{self._arguments.version}/predict",
         }
         self._metrics = RequestMetrics(self._arguments.model, self._arguments.version)
+        if self._policy.min_replicas == self._policy.max_replicas:
+            shortcut.take(frozenset(self._predict_paths), http.AsgiApp(self.handle))
         _spare_the_collector()
         self._batcher = Batcher(
             self._score,

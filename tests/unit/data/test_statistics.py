@@ -67,3 +67,13 @@ class TestStatistics:
 
     def test_an_empty_column_has_no_smallest(self):
         assert Summary("x").statistics().min is None
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_the_flag_of_exactness_is_right_at_its_very_edge(extra: int):
+    values = pl.Series("v", range(statistics.NUM_HASHES + extra))
+    summary = statistics.Summary("v")
+    for part in (values, values.reverse(), values[:7]):
+        summary.update(part)
+    assert summary.statistics().distinct_is_exact == (extra == 0)
+    assert abs(summary.statistics().distinct - len(values)) <= 0.15 * len(values) * extra
