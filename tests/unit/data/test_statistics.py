@@ -2,6 +2,7 @@ from datetime import UTC, date, datetime
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
