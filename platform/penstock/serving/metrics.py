@@ -1,8 +1,10 @@
 """What a replica counts about itself; Ray exports it with its own metrics, in Prometheus' form."""
 
 import asyncio
+from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from ray.serve import metrics
@@ -42,10 +44,16 @@ class RequestMetrics:
             description="Requests answered, by HTTP status.",
             tag_keys=(*keys, "code"),
         )
-        self._latency_ms = metrics.Histogram(
-            f"{PREFIX}predict_latency_ms",
-            description="Time in the replica from the request's head to its answer.",
-            boundaries=_LATENCY_BOUNDARIES_MS,
+        # One of Ray's histograms takes a tenth of a request's time to be told of it. Counters told
+        # four times a second hold the same: histogram_quantile reads any series with `le`.
+        self._latency_buckets = metrics.Counter(
+            f"{PREFIX}predict_latency_ms_bucket",
+            description="Requests answered within `le` milliseconds of reaching the replica.",
+            tag_keys=(*keys, "le"),
+        )
+        self._latency_sum = metrics.Counter(
+            f"{PREFIX}predict_latency_ms_sum",
+            description="Milliseconds that answered requests took in the replica, together.",
             tag_keys=keys,
         )
         self._batch_requests = metrics.Histogram(
@@ -64,7 +72,8 @@ class RequestMetrics:
         )
         for metric in (
             self._requests,
-            self._latency_ms,
+            self._latency_buckets,
+            self._latency_sum,
             self._batch_requests,
             self._rows,
             self._missing,
@@ -72,21 +81,31 @@ class RequestMetrics:
             # A dict of its own: Serve adds its tags to it.
             metric.set_default_tags(dict(tags))
         self._answered: Tally[int] = Tally()
+        self._by_bucket = [0] * (len(_LATENCY_BOUNDARIES_MS) + 1)
+        self._sum_ms = 0.0
         self._flush: asyncio.TimerHandle | None = None
 
     def count(self, status: int, latency_s: float) -> None:
         """Count one answered request."""
+        latency_ms = latency_s * 1000
         self._answered[status] += 1
-        self._latency_ms.observe(latency_s * 1000)
+        self._by_bucket[bisect_left(_LATENCY_BOUNDARIES_MS, latency_ms)] += 1
+        self._sum_ms += latency_ms
         if self._flush is None:
-            # Setting one of Ray's counters costs as much as parsing a request.
             self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self._count_answered)
 
     def _count_answered(self) -> None:
         self._flush = None
         for status, number in self._answered.items():
             self._requests.inc(number, tags={"code": str(status)})
+        labels = [*map(str, _LATENCY_BOUNDARIES_MS), "+Inf"]
+        for label, number in zip(labels, accumulate(self._by_bucket), strict=True):
+            if number:
+                self._latency_buckets.inc(number, tags={"le": label})
+        self._latency_sum.inc(self._sum_ms)
         self._answered.clear()
+        self._by_bucket = [0] * len(labels)
+        self._sum_ms = 0.0
 
     def count_batch(self, num_requests: int) -> None:
         """Count one batch."""
