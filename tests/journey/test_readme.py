@@ -40,8 +40,8 @@ class TestTheReadmesJourney:
             storage=tmp_path / "storage",
             more={
                 "PENSTOCK_PROFILE": "cluster",
-                "PENSTOCK_FEATURE_STORE__REGISTRY_URL": postgres.create("feast"),
-                "PENSTOCK_TRACKING__URI": postgres.create("mlflow"),
+                "PENSTOCK_FEATURE_STORE__REGISTRY_URL": postgres.create("journey_feast"),
+                "PENSTOCK_TRACKING__URI": postgres.create("journey_mlflow"),
                 "PENSTOCK_FEATURE_STORE__ONLINE_STORE": "redis",
                 "PENSTOCK_FEATURE_STORE__REDIS": redis_server.connection_string,
             },
