@@ -130,5 +130,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> NotFoundError:
     return NotFoundError(
         f"there is no {kind} named {name!r}",
         allowed=", ".join(names) if names else f"none yet: no {kind} exists",
-        next_step=f"did you mean {near[0]!r}?" if near else None,
+        next_step=f"did you mean {near[0]!r}?"
+        if near
+        else ("choose one of these" if names else f"make a {kind} first"),
     )
