@@ -221,9 +221,18 @@ class TestListening:
 
 class TestCommands:
     def test_a_second_up_gives_the_one_that_runs(self, project: Project, ray_cluster):
-        begun = time.monotonic()
         assert project.must("up", "--json").json["pid"] == ray_cluster.pid
-        assert time.monotonic() - begun < 5.0
+
+    def test_an_address_points_at_any_ray_that_knows_our_token(
+        self, project: Project, ray_cluster, tmp_path: Path
+    ):
+        # From a storage without a Ray of its own.
+        elsewhere = Project(storage=tmp_path, more={"PENSTOCK_RAY__TOKEN_PATH": "absent"})
+        asked = ("--address", ray_cluster.dashboard_url, "status", "--json")
+        token = {"PENSTOCK_RAY__TOKEN_PATH": str(ray_cluster.token_path)}
+        (node,) = elsewhere.must(*asked, **token).json["nodes"]
+        assert node["is_head"]
+        assert elsewhere.run(*asked).code != 0
 
     @pytest.mark.usefixtures("ran")
     def test_status_shows_the_node_the_jobs_and_what_to_export(self, project: Project):
