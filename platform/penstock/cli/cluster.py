@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from penstock.cli.output import JsonFlag, emit, stderr
-from penstock.settings import load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +14,13 @@ if TYPE_CHECKING:
     from penstock.cluster.comparison import Check
     from penstock.cluster.local import LocalCluster
     from penstock.cluster.status import ClusterStatus
+    from penstock.settings import Settings
+
+
+def _settings() -> "Settings":
+    from penstock.settings import load_settings
+
+    return load_settings()
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +35,7 @@ def up(as_json: JsonFlag = False) -> None:
     """Start a Ray on this machine for this project, or show the one that runs."""
     from penstock.cluster import local
 
-    settings = load_settings()
+    settings = _settings()
     cluster = local.current(settings)
     if cluster is None:
         with stderr().status("starting Ray …"):
@@ -41,7 +47,7 @@ def down(as_json: JsonFlag = False) -> None:
     """End the Ray of this project, with all that runs on it, and no other Ray."""
     from penstock.cluster import local
 
-    settings = load_settings()
+    settings = _settings()
     with stderr().status("ending Ray …"):
         was_up = local.down(settings)
     emit(
@@ -55,7 +61,7 @@ def status(as_json: JsonFlag = False) -> None:
     """Show the nodes, jobs and applications of the Ray that this project uses."""
     from penstock.cluster.status import status as ask
 
-    found = ask(load_settings())
+    found = ask(_settings())
     emit(found, as_json=as_json, render=lambda console: _render_status(console, found))
 
 
@@ -63,7 +69,7 @@ def doctor(as_json: JsonFlag = False) -> None:
     """Look for what commonly goes wrong; exit with 1 where something is wrong."""
     from penstock.cluster.doctor import diagnose
 
-    checks = diagnose(load_settings())
+    checks = diagnose(_settings())
     emit(checks, as_json=as_json, render=lambda console: _render_checks(console, checks))
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

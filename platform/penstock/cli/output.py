@@ -1,12 +1,14 @@
 """What a command prints: its result on stdout, everything else on stderr."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
 
-from penstock.records import Record
+if TYPE_CHECKING:
+    # Loading pydantic takes longer than all of `--help`.
+    from penstock.records import Record
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")
@@ -14,11 +16,13 @@ JsonFlag = Annotated[
 
 _WIDTH_OF_NO_TERMINAL = 120
 
-Result = Record | Mapping[str, Any] | Sequence[Record] | Sequence[Mapping[str, Any]]
+Result: TypeAlias = "Record | Mapping[str, Any] | Sequence[Record] | Sequence[Mapping[str, Any]]"
 
 
 def plain(result: Result) -> Any:
     """Turn records into what JSON can hold."""
+    from penstock.records import Record
+
     if isinstance(result, Record):
         return result.model_dump(mode="json")
     if isinstance(result, Mapping):
