@@ -2,7 +2,6 @@ import pickle
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
