@@ -7,6 +7,8 @@ import argparse
 
 from penstock.cluster.job import job
 
+_WORKER_IMPORTS = ("penstock.training.estimators.scikit", "sklearn.linear_model")
+
 
 def main() -> None:
     """Parse, build, call, close."""
@@ -16,7 +18,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every estimator of the model")
     parser.add_argument("--git-commit", help="the project's commit, where no .git comes along")
     given = parser.parse_args()
-    with job("train") as running:
+    with job("train", worker_imports=_WORKER_IMPORTS) as running:
         # Here, not above: the settings keep MLflow from calling home, and come first.
         from penstock.registry.registration import register
         from penstock.training.declarations import load_model

@@ -1,12 +1,13 @@
 """The inside of a Ray job: settings, Ray, progress, result and errors for every jobs/*.py."""
 
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -98,12 +99,17 @@ def _write_line(text: str) -> None:
 
 
 @contextmanager
-def job(name: str) -> Iterator[RunningJob]:
+def job(name: str, *, worker_imports: Sequence[str] = ()) -> Iterator[RunningJob]:
     """Run the body as the driver of a Ray job.
 
     Loads the settings, connects to Ray, and ends the process with the exit code of any error: of a
     PenstockError with its own, of every other one with 1 and its traceback. Asked to stop
     (SIGTERM), it leaves by SystemExit, so that what the body holds is given back.
+
+    Args:
+        name: for its messages.
+        worker_imports: modules that the body's first task needs; a worker starts and imports them
+            now, beside what the body does until then.
     """
     request_id = inherited_environment().get(REQUEST_ID_VARIABLE)
     report = Reporter(for_machine=request_id is not None)
@@ -114,7 +120,11 @@ def job(name: str) -> Iterator[RunningJob]:
         connect(settings)
         # Ray's own handler ends the process without unwinding what the body holds.
         signal.signal(signal.SIGTERM, _leave)
+        if worker_imports:
+            _start_worker(worker_imports)
         yield RunningJob(name, settings, request_id or uuid.uuid4().hex, report)
+        # On its way out Ray would wait half a second for the last lines of failed workers.
+        _disconnect()
     except Exception as error:  # noqa: BLE001  # the outermost frame of a job: all ends here
         cause = _ours(error)
         if cause is not None:
@@ -124,6 +134,22 @@ def job(name: str) -> Iterator[RunningJob]:
         text = f"job {name} failed: {type(error).__name__}: {error}"
         report.send(markers.from_error(PenstockError(redact(text))))
         raise SystemExit(1) from None
+
+
+def _start_worker(modules: Sequence[str]) -> None:
+    import ray
+
+    def load() -> None:
+        for module in modules:
+            importlib.import_module(module)
+
+    ray.remote(num_cpus=0)(load).remote()
+
+
+def _disconnect() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 def _ours(error: BaseException) -> PenstockError | None:
