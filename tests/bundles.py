@@ -64,6 +64,7 @@ def write_bundle(
     run_id: str = "run-1",
     training_set_id: str = "5e7" + "0" * 61,
     average_precision: float = 0.61,
+    log_loss: float = 0.05,
     native_bias: float = BIAS,
 ) -> Path:
     """Write the bundle into the folder and give the folder back."""
@@ -95,7 +96,11 @@ def write_bundle(
         "run_id": run_id,
         "training_set_id": training_set_id,
         "table_versions": {"dam.readings": 3},
-        "metrics": {"average_precision": average_precision, "roc_auc": 0.87},
+        "metrics": {
+            "average_precision": average_precision,
+            "roc_auc": 0.87,
+            "log_loss": log_loss,
+        },
         "git_commit": "0" * 40,
         "seed": 0,
     }
@@ -161,14 +166,16 @@ def empty_tracking_database(folder: Path) -> Path:
     return settings.storage_path / "mlflow.db"
 
 
-def add_version(settings: "Settings", run_id: str, *, average_precision: float = 0.61) -> int:
+def add_version(
+    settings: "Settings", run_id: str, *, average_precision: float = 0.61, log_loss: float = 0.05
+) -> int:
     """Seal and register a version, without the training set that a real registration needs."""
     from penstock.registry.package import seal
     from penstock.registry.versions import ModelRegistry, VersionFacts
 
     registry = ModelRegistry(settings)
     bundle = settings.project_root / "bundles" / run_id
-    write_bundle(bundle, run_id=run_id, average_precision=average_precision)
+    write_bundle(bundle, run_id=run_id, average_precision=average_precision, log_loss=log_loss)
     entry = registry.add_entry("spills", run_id)
     folder = registry.folder("spills", entry.version)
     manifest = seal(bundle, folder, settings, model="spills", version=entry.version, card="# card")
@@ -177,7 +184,7 @@ def add_version(settings: "Settings", run_id: str, *, average_precision: float =
         use_case="dam",
         estimator="logistic_regression",
         training_set_id="5e7" + "0" * 61,
-        metrics={"average_precision": average_precision, "roc_auc": 0.87},
+        metrics={"average_precision": average_precision, "roc_auc": 0.87, "log_loss": log_loss},
         agreement_rows=100,
         agreement_max_difference=1e-8,
     )

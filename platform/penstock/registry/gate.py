@@ -35,6 +35,7 @@ def decide(
     challenger: Mapping[str, float],
     policy: GatePolicy,
     *,
+    higher_is_better: bool,
     leak_alarm: LeakAlarm | None = None,
 ) -> GateDecision:
     """Say whether the challenger may take the champion's place.
@@ -43,11 +44,12 @@ def decide(
         champion: the champion's metrics; None: the model has no champion yet.
         challenger: the challenger's metrics.
         policy: which metric counts, by how much, and which bounds must be kept.
+        higher_is_better: which way that metric points.
         leak_alarm: a metric beyond it is too good to be true, whatever else holds.
 
     A metric that is absent or not finite never passes a rule.
     """
-    evidence = tuple(_look(champion, challenger, policy, leak_alarm))
+    evidence = tuple(_look(champion, challenger, policy, higher_is_better, leak_alarm))
     failed = [item.finding for item in evidence if not item.passed]
     reason = "; ".join(failed) if failed else "; ".join(item.finding for item in evidence)
     return GateDecision(passed=not failed, reason=reason, evidence=evidence)
@@ -57,6 +59,7 @@ def _look(
     champion: Mapping[str, float] | None,
     challenger: Mapping[str, float],
     policy: GatePolicy,
+    higher_is_better: bool,
     leak_alarm: LeakAlarm | None,
 ) -> Iterator[GateEvidence]:
     if leak_alarm is not None:
@@ -90,11 +93,14 @@ def _look(
                     + ("keeps" if holds else "breaks")
                     + f" the bound: {words} {limit:g}",
                 )
-    yield _gain(champion, challenger, policy)
+    yield _gain(champion, challenger, policy, higher_is_better)
 
 
 def _gain(
-    champion: Mapping[str, float] | None, challenger: Mapping[str, float], policy: GatePolicy
+    champion: Mapping[str, float] | None,
+    challenger: Mapping[str, float],
+    policy: GatePolicy,
+    higher_is_better: bool,
 ) -> GateEvidence:
     new = _finite(challenger, policy.metric)
     if champion is None:
@@ -110,7 +116,7 @@ def _gain(
     if new is None or old is None:
         passed, gained = False, "so there is no comparing them"
     else:
-        gain = new - old if policy.higher_is_better else old - new
+        gain = new - old if higher_is_better else old - new
         passed = gain >= policy.min_gain - _ROUNDING
         gained = f"a gain of {gain:+.4g} where {policy.min_gain:+.4g} is asked"
     return GateEvidence(

@@ -189,6 +189,7 @@ def _compare(registry: ModelRegistry, name: str, version: int) -> Comparison:
         None if champion is None else _metrics(_verified(registry, champion)),
         _metrics(package),
         declared.gate,
+        higher_is_better=declared.higher_is_better(declared.gate.metric),
         leak_alarm=declared.leak_alarm,
     )
     return Comparison(

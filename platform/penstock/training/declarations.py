@@ -238,7 +238,10 @@ Estimator = Annotated[
 
 
 class LeakAlarm(Record):
-    """A metric too good to be true means that the future leaked into the features."""
+    """A metric too good to be true means that the future leaked into the features.
+
+    The metric is one where higher is better.
+    """
 
     metric: str = "average_precision"
     max_plausible: float
@@ -263,7 +266,6 @@ class GatePolicy(Record):
 
     metric: str
     """The metric that is compared."""
-    higher_is_better: bool = True
     min_gain: float = 0.0
     """By how much the challenger must be better; negative: by how much it may be worse."""
     bounds: tuple[MetricBound, ...] = ()
@@ -332,6 +334,11 @@ class Model(Record):
         for metric in (self.primary_metric, self.gate.metric, *alarm, *bounds):
             if metric not in names:
                 raise DeclarationError(str(unknown_name(f"metric of {self.name}", metric, names)))
+        if self.leak_alarm and not self.higher_is_better(self.leak_alarm.metric):
+            raise ValueError(
+                f"the leak alarm looks at {self.leak_alarm.metric}, where lower is better: its "
+                "maximum would let every leak through"
+            )
         self.estimator(self.default_estimator)
         for result in self.published:
             self.estimator(result.estimator)
@@ -352,9 +359,12 @@ class Model(Record):
 
     def rank(self, metrics: Mapping[str, float]) -> float:
         """Give a number that is the higher, the better the metrics are by the primary one."""
-        higher = next(m.higher_is_better for m in self.metrics if m.name == self.primary_metric)
         value = metrics[self.primary_metric]
-        return value if higher else -value
+        return value if self.higher_is_better(self.primary_metric) else -value
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Say which way a declared metric points."""
+        return next(m.higher_is_better for m in self.metrics if m.name == metric)
 
     def estimator(self, name: str | None = None) -> Estimator:
         """Give the estimator of that name, or the default one.

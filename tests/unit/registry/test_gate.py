@@ -1,13 +1,15 @@
+import functools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.registry.gate import decide
+from penstock.registry import gate
 from penstock.training.declarations import GatePolicy, LeakAlarm, MetricBound
 
 POLICY = GatePolicy(metric="average_precision", min_gain=0.01)
+decide = functools.partial(gate.decide, higher_is_better=True)
 scores = st.floats(0, 1)
 gains = st.floats(-0.2, 0.2)
 
@@ -30,9 +32,10 @@ class TestDecide:
         assert "no champion to beat" in decision.reason
 
     def test_where_lower_is_better_the_gain_turns_round(self):
-        policy = GatePolicy(metric="log_loss", higher_is_better=False, min_gain=0.01)
-        assert decide({"log_loss": 0.5}, {"log_loss": 0.4}, policy).passed
-        assert not decide({"log_loss": 0.4}, {"log_loss": 0.5}, policy).passed
+        policy = GatePolicy(metric="log_loss", min_gain=0.01)
+        low, high = {"log_loss": 0.4}, {"log_loss": 0.5}
+        assert decide(high, low, policy, higher_is_better=False).passed
+        assert not decide(low, high, policy, higher_is_better=False).passed
 
     def test_a_negative_gain_lets_a_slightly_worse_one_in(self):
         policy = GatePolicy(metric="average_precision", min_gain=-0.02)
@@ -98,12 +101,12 @@ class TestLaws:
         higher=st.booleans(),
     )
     def test_an_unknown_metric_never_passes(self, champion, bad, gain, higher):
-        policy = GatePolicy(metric="average_precision", min_gain=gain, higher_is_better=higher)
+        policy = GatePolicy(metric="average_precision", min_gain=gain)
         metrics = {} if bad is None else ap(bad)
         before = None if champion is None else ap(champion)
-        assert not decide(before, metrics, policy).passed
+        assert not decide(before, metrics, policy, higher_is_better=higher).passed
         if champion is not None:
-            assert not decide(metrics, ap(champion), policy).passed
+            assert not decide(metrics, ap(champion), policy, higher_is_better=higher).passed
 
     @given(
         champion=st.none() | scores,

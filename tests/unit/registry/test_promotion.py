@@ -6,6 +6,7 @@ from penstock.registry import promotion
 from penstock.registry.lock import model_lock
 from penstock.registry.promotion import champions, compare, promote, rollback
 from penstock.registry.versions import ModelRegistry
+from penstock.training.declarations import GatePolicy
 
 
 def aliases(settings):
@@ -33,6 +34,17 @@ class TestPromote:
         with pytest.raises(GateRefusedError, match=r"a gain of \+0\.005 where \+0\.01"):
             promote(project, "spills", 2, expected=1)
         assert aliases(project)["champion"] == 1
+
+    def test_where_lower_is_better_the_declared_metric_says_so(self, project, monkeypatch):
+        add_version(project, "run-1", log_loss=0.05)
+        add_version(project, "run-2", log_loss=0.06)
+        promote(project, "spills", 1, expected=None)
+        declared = promotion.load_model(project, "dam").model_copy(
+            update={"gate": GatePolicy(metric="log_loss")}
+        )
+        monkeypatch.setattr(promotion, "load_model", lambda *_: declared)
+        with pytest.raises(GateRefusedError, match=r"a gain of -0\.01"):
+            promote(project, "spills", 2, expected=1)
 
     def test_the_gate_keeps_a_leak_out(self, project):
         add_version(project, "run-1", average_precision=0.993)

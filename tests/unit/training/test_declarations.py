@@ -11,6 +11,7 @@ from penstock.training.declarations import (
     GatePolicy,
     LeakAlarm,
     LogisticRegression,
+    LogLoss,
     Model,
     RocAuc,
     TimeSplit,
@@ -91,6 +92,11 @@ class TestModel:
     def test_a_name_that_is_not_declared_is_refused(self, changed):
         with pytest.raises((DeclarationError, NotFoundError, ValidationError)):
             Model(**MODEL | changed)
+
+    def test_a_leak_alarm_on_a_metric_where_lower_is_better_is_refused(self):
+        alarm = LeakAlarm(metric="log_loss", max_plausible=0.7)
+        with pytest.raises(ValidationError, match="lower is better"):
+            Model(**MODEL | {"metrics": (RocAuc(), LogLoss()), "leak_alarm": alarm})
 
     def test_an_unknown_field_is_refused(self):
         with pytest.raises(ValidationError, match="learning_rat"):
