@@ -5,15 +5,46 @@ import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any
+from urllib.parse import unquote, unquote_plus
 
 import structlog
 
-_URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):([^@/\s]+)@")
+# Up to the last @: what was not encoded as it should (/, #, ?, @) stands in the password too.
+_URL_PASSWORD = re.compile(r"(?<=://)([^:@\s]*):\S+@")
+_HIDDEN_KEYS = r"\w*(?:password|passwd|passphrase|pwd|secret|token|api_?key|access_?key)"
+_SECRET_VALUE = re.compile(rf"\b({_HIDDEN_KEYS})=[^\s&,;'\"]+", re.IGNORECASE)
 
 
-def redact(text: str) -> str:
-    """Hide the password of every URL in the text: database URLs end up in errors and logs."""
-    return _URL_PASSWORD.sub(r"\1:***@", text)
+def redact(text: str, url: str = "") -> str:
+    """Hide the passwords in a text: database URLs end up in errors and logs.
+
+    Args:
+        text: what will be shown.
+        url: where the text is about one URL: its secrets are hidden wherever they stand alone.
+    """
+    for secret in sorted(_secrets(url), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _SECRET_VALUE.sub(r"\1=***", _URL_PASSWORD.sub(r"\1:***@", text))
+
+
+def shown_url(url: str) -> str:
+    """Give a URL as it may be shown: host, path and options, never a password."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return redact(make_url(url).render_as_string(hide_password=True))
+    except (ArgumentError, ValueError):
+        return f"{url.partition(':')[0]}:…"
+
+
+def _secrets(url: str) -> set[str]:
+    found = re.match(r"[^:/]+://[^:@]*:(.*)@", url)
+    password = found.group(1) if found else ""
+    # A database's driver speaks of the parts that it took a malformed URL for.
+    parts = {password, unquote(password), *re.split("[@:]", password)}
+    keys = re.findall(rf"[?&]{_HIDDEN_KEYS}=([^&]+)", url, re.IGNORECASE)
+    return (parts | {*keys, *map(unquote_plus, keys)}) - {""}
 
 
 def _redact_event(

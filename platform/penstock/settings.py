@@ -11,7 +11,6 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -303,11 +302,3 @@ def _explain(error: ValidationError, file: Path) -> SettingsError:
         allowed=allowed,
         next_step=f"change it in {file} or in {_PREFIX}{key.replace('.', '__').upper()}",
     )
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown: its host and path, never its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":***@")

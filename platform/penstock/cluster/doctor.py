@@ -14,7 +14,7 @@ from penstock.cluster import comparison, connection, local, ports, tokens
 from penstock.cluster.comparison import Check, installed_versions
 from penstock.cluster.connection import Endpoint
 from penstock.errors import ClusterError, PenstockError
-from penstock.logs import redact
+from penstock.logs import redact, shown_url
 from penstock.settings import Settings
 
 _BYTES_PER_GIB = 1 << 30
@@ -184,22 +184,30 @@ def check_token(path: Path) -> Check:
 
 def check_database(name: str, url: str) -> Check:
     """The database answers; its password is never shown."""
-    parts = urlsplit(url)
-    if parts.scheme.startswith("sqlite"):
-        path = Path(url.partition(":///")[2])
+    import sqlalchemy
+
+    try:
+        parts = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return Check(
+            name=name,
+            ok=False,
+            found=f"{shown_url(url)} is no URL of a database or server",
+            next_step="write %40 for an @, %3A for a : in its password",
+        )
+    scheme = parts.drivername
+    if scheme.startswith("sqlite"):
+        path = Path(parts.database or "")
         if path.exists():
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
                 database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         return Check(name=name, ok=True, found=f"SQLite at {path}")
-    if parts.scheme.startswith("http"):
-        return _check_server(name, parts.hostname or "", parts.port or 80)
-    import sqlalchemy
-
+    if scheme.startswith("http"):
+        default_port = 443 if scheme == "https" else 80
+        return _check_server(name, parts.host or "", parts.port or default_port)
     needs: dict[str, Any] = {"connect_timeout": int(_CONNECT_TIMEOUT_S)}
-    engine = sqlalchemy.create_engine(
-        url, connect_args=needs if "postgresql" in parts.scheme else {}
-    )
-    where = f"{parts.scheme} at {parts.hostname}:{parts.port}{parts.path}"
+    engine = sqlalchemy.create_engine(url, connect_args=needs if "postgresql" in scheme else {})
+    where = f"{scheme} at {parts.host}:{parts.port}/{parts.database}"
     try:
         with engine.connect() as session:
             session.execute(sqlalchemy.text("SELECT 1"))
@@ -208,7 +216,7 @@ def check_database(name: str, url: str) -> Check:
         return Check(
             name=name,
             ok=False,
-            found=redact(f"{where}: {reason}"),
+            found=redact(f"{where}: {reason}", url),
             next_step="start that server, or mend its URL and password",
         )
     finally:

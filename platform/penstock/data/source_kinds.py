@@ -8,8 +8,8 @@ import orjson
 from pydantic import SecretStr
 
 from penstock.errors import DataError
+from penstock.logs import shown_url
 from penstock.records import Record
-from penstock.settings import without_password
 
 _SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -48,7 +48,7 @@ class SqlSource(Record):
     @property
     def name(self) -> str:
         """What the records call it: the URL without its password, and the query."""
-        return f"{without_password(self.url.get_secret_value())} :: {self.query}"
+        return f"{shown_url(self.url.get_secret_value())} :: {self.query}"
 
 
 Source = FileSource | SqlSource

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import orjson
 import polars as pl
@@ -22,6 +21,7 @@ from penstock.data.contracts import Table
 from penstock.data.conversion import fits
 from penstock.data.source_kinds import FileSource, Inspected, Source, SqlSource, Unit
 from penstock.errors import DataError
+from penstock.logs import redact
 
 RAY_DATA_THRESHOLD_BYTES = 512 << 20
 _BLOCK_ROWS = 1 << 18
@@ -261,10 +261,10 @@ def _read_sql(source: SqlSource, table: Table) -> Iterator[RawBlock]:
 
 def _sql_failure(source: SqlSource, error: Exception) -> DataError:
     text = str(getattr(error, "orig", None) or error).splitlines()[0][:300]
-    password = urlsplit(source.url.get_secret_value()).password
-    for secret in {password, unquote(password or "")} - {None, ""}:
-        text = text.replace(str(secret), "***")
-    return DataError(f"the query {source.name} failed: {text}", next_step="check URL and query")
+    return DataError(
+        f"the query {source.name} failed: {redact(text, source.url.get_secret_value())}",
+        next_step="check URL and query",
+    )
 
 
 def for_each(

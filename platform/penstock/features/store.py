@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from penstock.errors import DeclarationError, PenstockError, SettingsError, UserError
 from penstock.features.declarations import FeatureObjects, load_feature_objects
 from penstock.locks import exclusive
-from penstock.logs import redact
+from penstock.logs import redact, shown_url
 from penstock.records import Record
 from penstock.settings import Settings
 from penstock.use_cases import list_use_cases
@@ -100,10 +100,10 @@ def open_store(settings: Settings) -> FeatureStore:
         # once would both try to create them.
         with _registry_lock(settings):
             _ = store.registry
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:
         raise PenstockError(
-            f"Feast's registry at {redact(settings.registry_url)} cannot be opened: "
-            f"{redact(str(error.__cause__ or error))}",
+            f"Feast's registry at {shown_url(settings.registry_url)} cannot be opened: "
+            f"{redact(str(error.__cause__ or error), settings.registry_url)}",
             next_step="check feature_store.registry_url and that the database is up",
         ) from None
     return store

@@ -82,6 +82,14 @@ class TestServers:
         assert "127.0.0.1:9/features" in check.found
         assert "hunter2" not in str(check)
 
+    @pytest.mark.parametrize("password", ["hunt/er2", "hunt#er2", "hunt?er2", "hunt@e:r2"])
+    def test_a_password_that_breaks_its_url_is_not_shown(self, password):
+        url = f"postgresql+psycopg://penstock:{password}@127.0.0.1:9/features"
+        check = doctor.check_database("feature registry", url)
+        assert not check.ok
+        assert "hunt" not in str(check)
+        assert "r2" not in str(check)
+
     def test_a_silent_redis_is_named_without_its_password(self):
         check = doctor.check_redis("127.0.0.1:9,password=hunter2")
         assert not check.ok

@@ -132,15 +132,26 @@ class TestSql:
         assert blocks[0].columns["litres"] == [2.5, 3.0]
         assert blocks[0].columns["at"] == ["2024-05-01T12:00:00Z", "never"]
 
-    @pytest.mark.parametrize("password", ["s3cret", "p%40ss"])
-    def test_a_password_stands_in_no_error_and_no_name(self, password):
-        url = f"postgresql+psycopg://joe:{password}@127.0.0.1:9/none"
+    @pytest.mark.parametrize(
+        ("address", "secrets"),
+        [
+            ("joe:s3cret@127.0.0.1:9/none", ("s3cret",)),
+            ("joe:p%40ss@127.0.0.1:9/none", ("p%40ss", "p@ss")),
+            ("joe:hu/sh#ed?no@127.0.0.1:9/none", ("hu/", "sh#ed", "?no")),
+            ("joe:hush@quiet@127.0.0.1:9/none", ("hush", "quiet")),
+            ("joe:hush@calm:quiet@127.0.0.1/none", ("hush", "calm", "quiet")),
+            ("joe:hush hush@127.0.0.1:9/none", ("hush",)),
+            ("joe@127.0.0.1:9/none?password=hu%2Fsh&sslmode=allow", ("hu%2Fsh", "hu/sh")),
+        ],
+    )
+    def test_a_password_stands_in_no_error_and_no_name(self, address, secrets):
+        url = f"postgresql+psycopg://{address}"
         source = SqlSource.model_validate({"url": url, "query": "select 1"})
         with pytest.raises(DataError) as refused:
             rows_of(source)
         for text in (str(refused.value), source.name, repr(source)):
-            assert password not in text
-            assert "p@ss" not in text
+            for secret in secrets:
+                assert secret not in text
 
     def test_a_wrong_query_is_refused_with_the_databases_words(self, tmp_path):
         source = SqlSource.model_validate(
