@@ -104,6 +104,7 @@ def results(
 ) -> None:
     """Show the newest run of each estimator beside the published numbers."""
     from penstock.errors import NotFoundError
+    from penstock.files import write_whole
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
     from penstock.training.results import collect, to_markdown
@@ -119,10 +120,7 @@ def results(
         )
     page = to_markdown(model, found)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.name}.partial")
-        partial.write_text(page, "utf-8")
-        partial.replace(out)
+        write_whole(out, page.encode())
 
     def render(console: Console) -> None:
         if out is None:

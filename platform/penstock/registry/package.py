@@ -27,8 +27,9 @@ import orjson
 from pydantic import Field, ValidationError
 
 from penstock.errors import IntegrityError
+from penstock.files import sync_folder
 from penstock.records import Record
-from penstock.registry.signing import SIGNATURE_BYTES, find_signer, open_signer, sync_folder
+from penstock.registry.signing import SIGNATURE_BYTES, find_signer, open_signer
 from penstock.settings import Settings
 
 MODEL_FILE = "model.onnx"

@@ -7,7 +7,6 @@ installation's packages by putting its .pub file there; stop trusting a key by r
 
 import contextlib
 import hashlib
-import os
 import stat
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from penstock.errors import IntegrityError
+from penstock.files import write_whole
 from penstock.locks import exclusive
 
 _PRIVATE_KEY = "signing.key"
@@ -118,30 +118,8 @@ def _make_key(keys_path: Path) -> None:
         )
         # The public half comes first: killed in between, we leave a trusted key that nobody
         # holds, and not a private key whose packages nobody trusts.
-        _write_atomically(trusted / f"{key_id(public_key)}.pub", public_pem, mode=0o644)
-        _write_atomically(file, pem, mode=0o600)
-
-
-def _write_atomically(file: Path, content: bytes, *, mode: int) -> None:
-    temporary = file.with_name(f".{file.name}.new")
-    temporary.unlink(missing_ok=True)
-    # Created with its final mode: at no moment can another user open the private key.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-    with os.fdopen(handle, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.rename(file)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside the folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        write_whole(trusted / f"{key_id(public_key)}.pub", public_pem)
+        write_whole(file, pem, mode=0o600)
 
 
 def _load_private_key(file: Path) -> Ed25519PrivateKey:

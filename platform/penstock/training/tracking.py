@@ -165,6 +165,12 @@ class Tracking:
         monitor.finish()
         run._end("FINISHED")
 
+    def finish(self, run_id: str) -> None:
+        """Mark a run as FINISHED whose end was not told; a finished one keeps its time."""
+        with _door():
+            if self._client.get_run(run_id).info.status != "FINISHED":
+                self._client.set_terminated(run_id, "FINISHED")
+
     def find_run(self, experiment: str, request_id: str) -> str | None:
         """Find the id of the request's run, whatever became of it."""
         with _door():

@@ -18,6 +18,7 @@ from penstock.features.training_set import (
     load_training_set,
     read_training_set,
 )
+from penstock.files import write_whole
 from penstock.progress import Progress, silent
 from penstock.records import Record
 from penstock.scorer import load_scorer
@@ -97,6 +98,8 @@ def train(
     tracking = Tracking.open(settings)
     known = tracking.find_run(model.name, request_id)
     if known is not None and (finished := _read_run(settings, known)) is not None:
+        # Killed between the record and its mark, the run would be called running for ever.
+        tracking.finish(known)
         return finished
     tags = {
         "penstock.use_case": model.use_case,
@@ -170,9 +173,7 @@ class _Attempt:
         shutil.rmtree(self._checkpoints() / self._tracked.run_id, ignore_errors=True)
         # Last: a run whose record is there is never begun again.
         file = run_folder(self._settings, run.run_id) / _RUN_FILE
-        partial = file.with_suffix(".partial")
-        partial.write_bytes(orjson.dumps(run.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
-        partial.rename(file)
+        write_whole(file, orjson.dumps(run.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
         self._progress("train", len(_STEPS), len(_STEPS), unit="steps")
         return run
 

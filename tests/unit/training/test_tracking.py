@@ -1,5 +1,7 @@
 """MLflow's runs: one a request, whatever becomes of the attempts."""
 
+import time
+
 import mlflow
 import pytest
 
@@ -86,13 +88,25 @@ class TestRun:
     def test_system_metrics_are_recorded_meanwhile(self, tracking, client, monkeypatch):
         monkeypatch.setattr("penstock.training.tracking._SYSTEM_METRICS_INTERVAL_S", 0.2)
         with begin(tracking, "measured") as run:
-            for _ in range(100):
+            deadline_s = time.monotonic() + 60
+            while time.monotonic() < deadline_s:
                 metrics = client.get_run(run.run_id).data.metrics
                 if any(name.startswith("system/") for name in metrics):
                     break
+                time.sleep(0.05)
         metrics = client.get_run(run.run_id).data.metrics
         assert "system/cpu_utilization_percentage" in metrics
         assert "system/system_memory_usage_megabytes" in metrics
+
+    def test_a_run_whose_end_was_not_told_is_finished_once(self, tracking, client):
+        with begin(tracking, "untold") as run:
+            pass
+        ended = client.get_run(run.run_id).info.end_time
+        tracking.finish(run.run_id)
+        assert client.get_run(run.run_id).info.end_time == ended
+        client.update_run(run.run_id, status="RUNNING")
+        tracking.finish(run.run_id)
+        assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
 class TestFinishedRuns:

@@ -109,6 +109,13 @@ class TestRun:
         assert again == trained
         assert len(runs_of(client, "first")) == 1
 
+    def test_a_run_killed_between_its_record_and_its_mark_is_marked_by_the_next_call(
+        self, settings, client, card_fraud_model, trained
+    ):
+        client.update_run(trained.run_id, status="RUNNING")
+        train(settings, card_fraud_model, estimator="logistic_regression", request_id="first")
+        assert client.get_run(trained.run_id).info.status == "FINISHED"
+
 
 class TestRestart:
     def test_a_run_that_was_stopped_goes_on_with_its_own_training_set(
