@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pandera.polars as pa
 import polars as pl
+from pandera.config import config_context
 
 from penstock.data.contracts import Table
 from penstock.data.conversion import convert, within_years
@@ -152,7 +153,9 @@ def _failures(failed: pl.Series, column: str, rule: str, *, order: int) -> pl.Da
 
 def _contract_failures(frame: pl.DataFrame, table: Table) -> list[pl.DataFrame]:
     try:
-        table.schema.validate(frame, lazy=True)
+        # An environment's PANDERA_VALIDATION_* must not switch a contract off.
+        with config_context(validation_enabled=True, validation_depth="SCHEMA_AND_DATA"):
+            table.schema.validate(frame, lazy=True)
     except pa.errors.SchemaErrors as errors:
         cases = errors.failure_cases
         whole = cases.filter(pl.col("index").is_null())

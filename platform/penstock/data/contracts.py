@@ -87,11 +87,13 @@ class Table:
             raise self._contradiction(
                 "asks for unique columns in its schema", next_step="name them in key="
             )
-        if any(not c.required or c.coerce for c in self.schema.columns.values()):
+        columns = self.schema.columns.values()
+        if self.schema.coerce or any(c.coerce or not c.required for c in columns):
             raise self._contradiction(
                 "has columns that are optional or coerced",
                 next_step="use nullable=True, and declare the type that the sources have",
             )
+        self._refuse_what_hides_bad_rows()
         try:
             zoneinfo.ZoneInfo(self.zone)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError):
@@ -99,6 +101,21 @@ class Table:
                 f"is read in the zone {self.zone!r}, which does not exist",
                 allowed="an IANA name such as UTC or Europe/Brussels",
             ) from None
+
+    def _refuse_what_hides_bad_rows(self) -> None:
+        """Refuse options under which pandera is silent about a row that breaks a rule."""
+        for part in (self.schema, *self.schema.columns.values()):
+            options = [name for name in ("drop_invalid_rows", "parsers") if getattr(part, name)]
+            if getattr(part, "default", None) is not None:
+                options.append("default")
+            for check in part.checks:
+                options += [o for o in ("n_failure_cases", "raise_warning") if getattr(check, o)]
+            if options:
+                of = f" of its column {part.name!r}" if part is not self.schema else ""
+                raise self._contradiction(
+                    f"sets {', '.join(dict.fromkeys(options))} in the schema{of}",
+                    next_step="leave it out: it would let rows that break the contract through",
+                )
 
     def _contradiction(
         self, what: str, *, allowed: str | None = None, next_step: str | None = None

@@ -1,6 +1,7 @@
 import pandera.polars as pa
 import polars as pl
 import pytest
+from pandera.config import config_context
 
 from data_room import SPILLS, spills
 from penstock.data.checks import ROW, RawBlock, check
@@ -48,6 +49,10 @@ class TestCheck:
         expected = None if value is None else str(value)
         assert (row["row"], row["column"], row["rule"], row["value"]) == (8, column, rule, expected)
         assert '"gate"' in row["record"]
+
+    def test_an_environment_that_switches_pandera_off_changes_nothing(self):
+        with config_context(validation_enabled=False, validation_depth="SCHEMA_ONLY"):
+            assert check(block(spoiled(id=-1)), SPILLS).bad.height == 1
 
     def test_null_is_fine_where_the_contract_allows_it(self):
         assert check(block(spoiled(litres=None, gate=None)), SPILLS).bad.is_empty()

@@ -20,6 +20,10 @@ def table(**changes) -> Table:
     return Table(**{**given, **changes})
 
 
+def schema_with(**options) -> pa.DataFrameSchema:
+    return pa.DataFrameSchema({"at": TIME, "id": pa.Column(pl.Int64, **options)})
+
+
 class TestTable:
     def test_a_sound_declaration_gives_its_columns_in_order(self):
         assert list(SPILLS.columns) == ["id", "at", "litres", "gate", "open"]
@@ -53,6 +57,34 @@ class TestTable:
             (
                 {"schema": pa.DataFrameSchema({"at": TIME, "id": pa.Column(pl.Int64, coerce=True)})},
                 "coerced",
+            ),
+            (
+                {"schema": pa.DataFrameSchema({"at": TIME}, coerce=True)},
+                "coerced",
+            ),
+            (
+                {"schema": pa.DataFrameSchema({"at": TIME}, drop_invalid_rows=True)},
+                "drop_invalid_rows",
+            ),
+            (
+                {"schema": schema_with(drop_invalid_rows=True)},
+                "drop_invalid_rows in the schema of its column 'id'",
+            ),
+            (
+                {"schema": schema_with(checks=pa.Check.ge(0, n_failure_cases=1))},
+                "n_failure_cases",
+            ),
+            (
+                {"schema": schema_with(checks=pa.Check.ge(0, raise_warning=True))},
+                "raise_warning",
+            ),
+            (
+                {"schema": pa.DataFrameSchema({"at": TIME}, checks=pa.Check(bool, raise_warning=True))},
+                "raise_warning",
+            ),
+            (
+                {"schema": schema_with(default=0)},
+                "default",
             ),
         ],
     )  # fmt: skip
