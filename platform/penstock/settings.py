@@ -7,12 +7,23 @@ environment.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from penstock.errors import SettingsError
@@ -25,6 +36,10 @@ CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
 # Tells a job which request it answers, and that somebody reads its marker lines.
 REQUEST_ID_VARIABLE = "PENSTOCK_REQUEST_ID"
 _VARIABLES_THAT_ARE_NO_SETTING = frozenset({CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE})
+_SECRETS = frozenset({"feature_store.registry_url", "feature_store.redis", "tracking.uri"})
+# What each side has for itself: no secret travels, and no port or path of one machine.
+_NOT_FOR_JOBS = _SECRETS | {"project_root", "serving.port"}
+_REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d+(,[^\s,:=@/]+:\d+)*(,\w+=[^,]*)*")
 
 
 class _Section(BaseModel):
@@ -52,6 +67,21 @@ class RaySettings(_Section):
     dashboard_port: int = Field(default=8265, ge=1024, le=65535)
     metrics_port: int = Field(default=8290, ge=1024, le=65535)
 
+    @field_validator("address")
+    @classmethod
+    def _is_a_dashboard(cls, address: str | None) -> str | None:
+        allowed = "the URL of a Ray dashboard, e.g. http://127.0.0.1:8265"
+        if address is not None:
+            try:
+                parts = urlsplit(address)
+                is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+                _ = parts.port
+            except ValueError:
+                is_url = False
+            if not is_url:
+                raise ValueError(allowed)
+        return address
+
 
 class FeatureStoreSettings(_Section):
     """Feast's registry and online store."""
@@ -60,6 +90,14 @@ class FeatureStoreSettings(_Section):
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis: SecretStr = SecretStr("")
     """`host:port[,password=…]` as Feast writes it; needed where online_store is redis."""
+
+    @field_validator("redis")
+    @classmethod
+    def _is_in_feasts_form(cls, redis: SecretStr) -> SecretStr:
+        given = redis.get_secret_value()
+        if given and not _REDIS_ADDRESS.fullmatch(given):
+            raise ValueError("host:port[,host:port…][,key=value…]; a password holds no comma")
+        return redis
 
 
 class TrackingSettings(_Section):
@@ -119,16 +157,15 @@ class Settings(BaseSettings):
                 "feature_store.online_store is redis, so feature_store.redis is needed"
             )
         if self.profile == "cluster":
-            embedded = [
-                name
-                for name, given in (
-                    ("feature_store.registry_url", self.feature_store.registry_url),
-                    ("tracking.uri", self.tracking.uri),
-                )
-                if not given.get_secret_value()
-            ]
-            if embedded:
-                raise ValueError(f"the cluster profile needs {' and '.join(embedded)}")
+            embedded = {
+                "feature_store.registry_url": not self.feature_store.registry_url,
+                # SQLite's log beside its file does not work between the machines of one folder.
+                "feature_store.online_store = redis": self.feature_store.online_store != "redis",
+                "tracking.uri": not self.tracking.uri,
+            }
+            if any(embedded.values()):
+                needed = [name for name, is_embedded in embedded.items() if is_embedded]
+                raise ValueError(f"the cluster profile needs {' and '.join(needed)}")
         return self
 
     @property
@@ -183,12 +220,25 @@ class Settings(BaseSettings):
         """Where the signing key (0600) and the trusted public keys live."""
         return self.storage_path / "keys"
 
-    def job_environment(self) -> dict[str, str]:
-        """What a submitted job must be told; passwords are left out: nodes carry their own."""
+    def node_environment(self) -> dict[str, str]:
+        """What every process of a Ray must be told, whoever starts it."""
         return {
-            f"{_PREFIX}PROFILE": self.profile,
-            f"{_PREFIX}STORAGE__ROOT": str(self.storage_path),
+            _variable("profile"): self.profile,
+            _variable("storage.root"): str(self.storage_path),
         }
+
+    def job_environment(self) -> dict[str, str]:
+        """What a submitted job must be told, so that it runs under the settings of its command.
+
+        URLs, passwords and ports are left out: nodes carry their own.
+        """
+        keys = (k for k in known_keys() if k not in _NOT_FOR_JOBS and not k.startswith("ray."))
+        variables = {_variable(key): str(attrgetter(key)(self)) for key in keys}
+        if self.feature_repo_path.is_relative_to(self.project_root):
+            # A job has the project's folder elsewhere.
+            in_project = self.feature_repo_path.relative_to(self.project_root)
+            variables[_variable("feature_repo")] = str(in_project)
+        return variables | self.node_environment()
 
 
 def inherited_environment() -> dict[str, str]:
@@ -264,7 +314,7 @@ def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]
 
 
 def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    by_variable = {_PREFIX + key.replace(".", "__").upper(): key for key in known_keys()}
+    by_variable = {_variable(key): key for key in known_keys()}
     for variable in environment:
         if not variable.startswith(_PREFIX) or variable in _VARIABLES_THAT_ARE_NO_SETTING:
             continue
@@ -273,6 +323,10 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
                 f"the environment has {variable}, which is no setting",
                 next_step=_nearest(variable, by_variable) or "unset it",
             )
+
+
+def _variable(key: str) -> str:
+    return _PREFIX + key.replace(".", "__").upper()
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
@@ -292,13 +346,13 @@ def _explain(error: ValidationError, file: Path) -> SettingsError:
     if not key:
         return SettingsError(first["msg"].removeprefix("Value error, "), next_step=f"see {file}")
     # A secret's value never goes into a message; its URL could carry a password.
-    secret = key in {"feature_store.registry_url", "feature_store.redis", "tracking.uri"}
+    secret = any(name.startswith(key) for name in _SECRETS)
     shown = "" if secret else f" is {first['input']!r}"
-    allowed = first["msg"]
+    allowed = first["msg"].removeprefix("Value error, ")
     if key == "profile":
         allowed = " or ".join(get_args(Profile))
     return SettingsError(
         f"the setting {key}{shown}, which does not fit",
         allowed=allowed,
-        next_step=f"change it in {file} or in {_PREFIX}{key.replace('.', '__').upper()}",
+        next_step=f"change it in {file} or in {_variable(key)}",
     )

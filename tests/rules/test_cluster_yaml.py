@@ -71,6 +71,12 @@ class TestSchema:
         for local_path in written["file_mounts"].values():
             assert local_path == "." or local_path in preface
 
+    def test_the_head_of_the_file_names_every_setting_that_the_profile_needs(self):
+        preface = (REPO_ROOT / "cluster.yaml").read_text().split("cluster_name:")[0]
+        for name in ("REGISTRY_URL", "ONLINE_STORE", "REDIS"):
+            assert f"PENSTOCK_FEATURE_STORE__{name}" in preface
+        assert "PENSTOCK_TRACKING__URI" in preface
+
     def test_the_image_has_our_ray_and_our_python(self, written):
         constraints = (REPO_ROOT / "constraints.txt").read_text().splitlines()
         (ray_version,) = (c.partition("==")[2] for c in constraints if c.startswith("ray=="))
@@ -113,6 +119,8 @@ class Node:
             f"PENSTOCK_STORAGE__ROOT='{home}/storage'\n"
             "PENSTOCK_FEATURE_STORE__REGISTRY_URL='postgresql+psycopg://u:p w$x@db/features'\n"
             "PENSTOCK_TRACKING__URI='postgresql+psycopg://u:p@db/mlflow'\n"
+            "PENSTOCK_FEATURE_STORE__ONLINE_STORE='redis'\n"
+            "PENSTOCK_FEATURE_STORE__REDIS='cache:6379,password=p'\n"
         )
         programs = home / "bin"
         programs.mkdir()
@@ -173,6 +181,15 @@ class TestStartCommands:
         is_head = which.startswith("head")
         assert ("--dashboard-host=127.0.0.1" in started["args"]) == is_head
         assert ("--address=10.0.0.1:6379" in started["args"]) == (not is_head)
+
+    def test_a_node_that_would_keep_online_rows_in_sqlite_does_not_start(
+        self, tmp_path, prepared, which
+    ):
+        node = Node(tmp_path / "home")
+        lines = node.env_file.read_text().splitlines()
+        node.env_file.write_text("\n".join(line for line in lines if "ONLINE_STORE" not in line))
+        assert "feature_store.online_store = redis" in node.run(prepared[which])
+        assert node.started == []
 
     def test_a_node_without_its_token_does_not_start(self, tmp_path, prepared, which):
         node = Node(tmp_path / "home")

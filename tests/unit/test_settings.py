@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from penstock.errors import SettingsError
@@ -65,8 +66,51 @@ class TestLoadSettings:
 
     def test_the_cluster_profile_names_the_servers_it_lacks(self, project: Path):
         write(project, "profile = 'cluster'")
-        with pytest.raises(SettingsError, match=r"feature_store\.registry_url and tracking\.uri"):
+        with pytest.raises(
+            SettingsError,
+            match=r"registry_url and feature_store\.online_store = redis and tracking",
+        ):
             load_settings()
+        write(
+            project,
+            """profile = 'cluster'
+tracking.uri = 'http://h'
+feature_store.registry_url = 'postgresql://h/f'""",
+        )
+        with pytest.raises(SettingsError, match=r"needs feature_store\.online_store = redis\."):
+            load_settings()
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "head:8265",
+            "ray://head:10001",
+            "file:///etc/passwd",
+            "http://",
+            "http://h:x",
+            "http://[h",
+        ],
+    )
+    def test_a_ray_address_that_is_no_dashboard_is_refused(self, project: Path, address: str):
+        write(project, f"ray.address = '{address}'")
+        with pytest.raises(SettingsError, match=r"ray\.address is .*http://127"):
+            load_settings()
+
+    @pytest.mark.parametrize(
+        "address",
+        ["redis://:hush@h:6379", "h,password=hush", "hush", "hush:6379@h", "h:1,password=hush,x"],
+    )
+    def test_a_malformed_redis_is_refused_and_not_shown(self, project: Path, address: str):
+        write(project, f"feature_store.redis = '{address}'")
+        with pytest.raises(SettingsError, match=r"host:port\[") as refused:
+            load_settings()
+        assert "hush" not in str(refused.value)
+
+    def test_a_section_that_is_none_does_not_show_its_secret(self, project: Path):
+        write(project, "tracking = 'postgresql://u:hush@h/db'")
+        with pytest.raises(SettingsError) as refused:
+            load_settings()
+        assert "hush" not in str(refused.value)
 
     def test_a_password_is_in_no_representation(self, project: Path, monkeypatch):
         monkeypatch.setenv("PENSTOCK_TRACKING__URI", "postgresql://u:hush@h/db")
@@ -75,11 +119,27 @@ class TestLoadSettings:
         assert "hush" not in repr(settings) + str(settings.model_dump_json())
         assert "hush" not in str(settings.job_environment())
 
+    def test_a_job_runs_under_the_settings_of_its_command(self, project: Path, monkeypatch):
+        write(project, "feature_repo = 'repo'\nserving.max_body_bytes = 5000")
+        monkeypatch.setenv("PENSTOCK_FEATURE_REPO", str(project / "declared"))
+        monkeypatch.setenv("PENSTOCK_SERVING__MAX_BODY_BYTES", "6000")
+        monkeypatch.setenv("PENSTOCK_RAY__ADDRESS", "http://head:8265")
+        sent = load_settings().job_environment()
+        assert sent["PENSTOCK_FEATURE_REPO"] == "declared"
+        assert sent["PENSTOCK_FEATURE_STORE__ONLINE_STORE"] == "sqlite"
+        assert sent["PENSTOCK_SERVING__MAX_BODY_BYTES"] == "6000"
+        assert not [name for name in sent if "RAY" in name or "PORT" in name or "URL" in name]
+        # What is sent is what the other side takes.
+        for name, value in sent.items():
+            monkeypatch.setenv(name, value)
+        assert load_settings().job_environment() == sent
+
     def test_broken_toml_is_named(self, project: Path):
         (project / "pyproject.toml").write_text("[tool.penstock\n")
         with pytest.raises(SettingsError, match="not readable TOML"):
             load_settings()
 
+    @hypothesis_settings(deadline=None)
     @given(value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),

@@ -242,7 +242,7 @@ def _environment(
         "DASHBOARD_METRIC_PORT": str(dashboard_metrics_port),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        **settings.job_environment(),
+        **settings.node_environment(),
         "PENSTOCK_SERVING__PORT": str(settings.serving.port),
         **serve_environment(settings, folder / "i"),
     }

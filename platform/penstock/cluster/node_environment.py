@@ -27,7 +27,7 @@ def node_environment(settings: Settings, token_path: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        **settings.job_environment(),
+        **settings.node_environment(),
         **serve_environment(settings, folder / "i"),
     }
 

@@ -10,11 +10,6 @@ class TestEndpoint:
         with pytest.raises(ClusterError, match=r"no Ray is up.*penstock up"):
             connection.endpoint(Settings(project_root=tmp_path))
 
-    @pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "file:///etc/passwd"])
-    def test_an_address_that_is_no_dashboard_is_refused(self, tmp_path, address):
-        with pytest.raises(ClusterError, match="http://127"):
-            connection.endpoint(Settings(project_root=tmp_path, ray={"address": address}))
-
     def test_the_token_of_another_ray_is_the_one_that_the_settings_name(self, tmp_path):
         (tmp_path / "their_token").write_text("theirs\n")
         ray = {"address": "http://head:8265/", "token_path": "their_token"}

@@ -9,7 +9,11 @@ class TestRuntimeEnv:
         settings = Settings(
             project_root=tmp_path,
             profile="cluster",
-            feature_store={"registry_url": "postgresql://u:hunter2@db/f"},
+            feature_store={
+                "registry_url": "postgresql://u:hunter2@db/f",
+                "online_store": "redis",
+                "redis": "cache:6379,password=hunter2",
+            },
             tracking={"uri": "postgresql://u:hunter2@db/m"},
         )
         assert "hunter2" not in str(runtime_env(settings))
