@@ -12,6 +12,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
+from penstock.handover import ServingPolicy
 from penstock.serving.replica import MAX_REQUESTS_IN_SERVE, Replica, ReplicaArguments
 from penstock.serving.root import Root
 
@@ -31,10 +32,7 @@ class OnlineArguments(BaseModel):
     digest: str
     package_path: str
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    min_replicas: int = Field(default=1, ge=1)
-    max_replicas: int = Field(default=1, ge=1)
-    target_ongoing_requests: int = Field(default=64, ge=1)
-    num_cpus_per_replica: float = Field(default=1.0, gt=0)
+    serving: ServingPolicy = ServingPolicy()
     runtime_env: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -48,13 +46,14 @@ class RootArguments(BaseModel):
 
 def build(arguments: OnlineArguments) -> Application:
     """Build the application of one model version."""
-    scaling: dict[str, Any] = {"num_replicas": arguments.min_replicas}
-    if arguments.max_replicas > arguments.min_replicas:
+    policy = arguments.serving
+    scaling: dict[str, Any] = {"num_replicas": policy.min_replicas}
+    if policy.max_replicas > policy.min_replicas:
         scaling = {
             "autoscaling_config": AutoscalingConfig(
-                min_replicas=arguments.min_replicas,
-                max_replicas=arguments.max_replicas,
-                target_ongoing_requests=arguments.target_ongoing_requests,
+                min_replicas=policy.min_replicas,
+                max_replicas=policy.max_replicas,
+                target_ongoing_requests=policy.target_ongoing_requests,
             )
         }
     deployment = serve.deployment(
@@ -72,7 +71,7 @@ def build(arguments: OnlineArguments) -> Application:
         health_check_timeout_s=10.0,
         logging_config=_LOGGING,
         ray_actor_options={
-            "num_cpus": arguments.num_cpus_per_replica,
+            "num_cpus": policy.num_cpus_per_replica,
             "runtime_env": arguments.runtime_env,
         },
         **scaling,

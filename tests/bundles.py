@@ -90,7 +90,7 @@ def write_bundle(
         ],
         "label": "SPILLED",
         "threshold": 0.5,
-        "serving": {"max_ongoing_requests": 256},
+        "serving": {"max_requests_in_flight": 256},
     }
     training = {
         "run_id": run_id,

@@ -101,8 +101,7 @@ def server(
     signature = json.loads((bundle / "signature.json").read_text())
     signature |= {"model": MODEL}
     signature["serving"] |= {
-        "max_ongoing_requests": MAX_IN_FLIGHT // 2,
-        "max_queued_requests": MAX_IN_FLIGHT // 2,
+        "max_requests_in_flight": MAX_IN_FLIGHT,
         # Long enough that requests pile up when the test wants them to.
         "batch_wait_s": 0.05,
         "max_batch_size": 64,

@@ -41,7 +41,6 @@ def deploy(
             deployment = deploy_version(settings, wanted, report=lambda what: status.update(what))
     else:
         deployment = Deployment.model_validate(_as_job(settings, use_case, version=version))
-    example = _example(deployment.url, deployment.model)
 
     def render(out: Console) -> None:
         out.print(f"{deployment.model} version {deployment.version} answers at")
@@ -49,14 +48,14 @@ def deploy(
         out.print("\nTry it:")
         # Copied into a shell, so it must not be wrapped or read as markup.
         out.print(
-            f"curl -sS {deployment.predict_url} -H 'Content-Type: application/json' -d '{example}'",
+            f"curl -sS {deployment.predict_url} -H 'Content-Type: application/json' "
+            f"-d '{deployment.example}'",
             soft_wrap=True,
             markup=False,
             highlight=False,
         )
 
-    result = deployment.model_dump(mode="json") | {"example": example}
-    emit(result, as_json=as_json, render=render)
+    emit(deployment, as_json=as_json, render=render)
 
 
 def undeploy(use_case: UseCase, as_json: JsonFlag = False) -> None:
@@ -130,9 +129,3 @@ def _render_answer(out: Console, answer: dict[str, Any]) -> None:
             prediction["prediction_id"],
         )
     out.print(table)
-
-
-def _example(url: str, model: str) -> str:
-    from penstock.serving.client import describe, example_body
-
-    return example_body(describe(url, model)["request_fields"])

@@ -28,13 +28,11 @@ from pydantic import Field, ValidationError
 
 from penstock.errors import IntegrityError
 from penstock.files import sync_folder
+from penstock.handover import MODEL_FILE, SIGNATURE_FILE, TRAINING_FILE, ServingPolicy
 from penstock.records import Record
 from penstock.registry.signing import SIGNATURE_BYTES, find_signer, open_signer
 from penstock.settings import Settings
 
-MODEL_FILE = "model.onnx"
-SIGNATURE_FILE = "signature.json"
-TRAINING_FILE = "training.json"
 CARD_FILE = "card.md"
 MANIFEST_FILE = "manifest.json"
 MANIFEST_SIGNATURE_FILE = "manifest.sig"
@@ -64,8 +62,7 @@ class Signature(Record):
     label: str
     threshold: float | None = None
     """A score at or above it is the positive label; None: the model gives scores only."""
-    serving: dict[str, Any] = Field(default_factory=dict)
-    """The model's serving policy, as declared."""
+    serving: ServingPolicy = ServingPolicy()
 
 
 class FileEntry(Record):

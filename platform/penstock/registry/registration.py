@@ -10,13 +10,11 @@ from pydantic import ValidationError
 
 from penstock.errors import IntegrityError
 from penstock.features.training_set import load_training_set, read_training_set
+from penstock.handover import MODEL_FILE, SIGNATURE_FILE, TRAINING_FILE
 from penstock.registry.agreement import MAX_ROWS, Agreement, check_agreement
 from penstock.registry.card import render_card
 from penstock.registry.lock import model_lock
 from penstock.registry.package import (
-    MODEL_FILE,
-    SIGNATURE_FILE,
-    TRAINING_FILE,
     PackageManifest,
     Signature,
     remove_unfinished,

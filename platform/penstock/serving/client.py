@@ -6,7 +6,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from penstock.errors import ClusterError, NotFoundError, PenstockError, RequestError
+from penstock.errors import BusyError, ClusterError, NotFoundError, PenstockError, RequestError
+from penstock.serving.requests import FieldLike
 
 _TIMEOUT_S = 30.0
 _EXAMPLES = {
@@ -18,14 +19,10 @@ _EXAMPLES = {
 }
 
 
-def describe(url: str, model: str) -> dict[str, Any]:
-    """Read what a deployed model takes and which version it is.
-
-    Raises:
-        NotFoundError: the model is not served.
-        ClusterError: nothing answers there.
-    """
-    return _ask(urllib.request.Request(f"{url}/v1/models/{model}"))  # noqa: S310 - our own server
+def open_directly(request: str | urllib.request.Request, *, timeout_s: float) -> Any:
+    """Open a URL of this machine or this cluster, which never goes through a company's proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(request, timeout=timeout_s)
 
 
 def predict(url: str, model: str, text: str, *, version: int | None = None) -> dict[str, Any]:
@@ -40,6 +37,7 @@ def predict(url: str, model: str, text: str, *, version: int | None = None) -> d
     Raises:
         RequestError: the text is no JSON, or the server refuses it.
         NotFoundError: the model or the version is not served.
+        BusyError: the server has too much in flight.
         ClusterError: nothing answers there.
     """
     path = f"/v1/models/{model}" + (f"/versions/{version}" if version else "") + "/predict"
@@ -49,9 +47,9 @@ def predict(url: str, model: str, text: str, *, version: int | None = None) -> d
     return _ask(request)
 
 
-def example_body(fields: Sequence[dict[str, Any]]) -> str:
+def example_body(fields: Sequence[FieldLike]) -> str:
     """Write a request with one row of made-up values, to start from."""
-    return json.dumps({"rows": [{field["name"]: _EXAMPLES[field["dtype"]] for field in fields}]})
+    return json.dumps({"rows": [{field.name: _EXAMPLES[field.dtype] for field in fields}]})
 
 
 def _as_request(text: str) -> bytes:
@@ -68,10 +66,8 @@ def _as_request(text: str) -> bytes:
 
 
 def _ask(request: urllib.request.Request) -> dict[str, Any]:
-    # Loopback never goes through a company's proxy.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_TIMEOUT_S) as page:
+        with open_directly(request, timeout_s=_TIMEOUT_S) as page:
             return dict(json.load(page))
     except urllib.error.HTTPError as error:
         raise _explain(error) from None
@@ -92,6 +88,8 @@ def _explain(error: urllib.error.HTTPError) -> PenstockError:
         return ClusterError(f"{error.url} answers {error.code} and no JSON")
     if error.code == 404:
         return NotFoundError(message, next_step="see `penstock status` for what is deployed")
+    if code == "overloaded":
+        return BusyError(message, next_step="try again in a moment")
     if error.code >= 500:
         return ClusterError(f"{message} ({error.code} {code})", next_step="try again in a moment")
     return RequestError(error.code, code, f"{message} ({error.code} at {path})", path=path)

@@ -4,8 +4,6 @@ import importlib.util
 import json
 import logging
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,17 +15,19 @@ from pydantic import ValidationError
 from penstock.cluster import local
 from penstock.cluster.connection import connect
 from penstock.errors import ClusterError, NotFoundError, PenstockError, UserError
+from penstock.files import write_whole
 from penstock.locks import exclusive
 from penstock.records import Record
-from penstock.registry.package import verify
+from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
+from penstock.serving.client import example_body, open_directly
 from penstock.serving.code import freeze_code
 from penstock.serving.http import ROOT_APP
-from penstock.serving.policy import ReplicaPolicy
 from penstock.settings import Settings
 
 _START_TIMEOUT_S = 180.0
 _ANSWER_TIMEOUT_S = 30.0
+_ANSWER_ATTEMPT_S = 5.0
 _POLL_S = 0.05
 _NUM_ANSWERS = 3
 """So many answers of the new version in a row show that the old one gets no more requests."""
@@ -45,6 +45,8 @@ class Deployment(Record):
     code_path: str
     url: str
     predict_url: str
+    example: str
+    """A request body with one row of made-up values, to start from."""
     deployed_at: datetime
 
 
@@ -80,7 +82,8 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
     Raises:
         BusyError: another deploy of the model is under way.
         IntegrityError: the package is not the one that was registered.
-        ClusterError: the new version does not come up; the one before serves on.
+        ClusterError: the new version does not come up; the one before serves on. Or a Serve runs
+            that was started to listen elsewhere.
     """
     if version.name == ROOT_APP:
         raise UserError(f"a model named {ROOT_APP!r} can't be served: the root application has it")
@@ -88,7 +91,7 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
     with exclusive(lock, what=f"deploying {version.name}"):
         # The replicas verify too; here a bad package costs no replica.
         package = verify(Path(version.path), settings, digest=version.digest)
-        policy = ReplicaPolicy.of(package.signature)
+        builders = _load_builders(settings)
         code = freeze_code(settings)
         url = serving_url(settings)
         wanted = Deployment(
@@ -99,27 +102,31 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
             code_path=str(code),
             url=url,
             predict_url=f"{url}/v1/models/{version.name}/predict",
+            example=example_body(package.signature.request_fields),
             deployed_at=datetime.now(UTC),
         )
-        before = find_deployment(settings, version.name)
         _connect_and_start(settings)
+        # What is written down may be of a Ray that is gone: then nothing serves.
+        served = version.name in _applications()
+        before = find_deployment(settings, version.name) if served else None
         report(f"starting {version.name} version {version.version}")
         try:
-            _apply(settings, wanted, policy)
+            _apply(settings, builders, wanted, package)
             _wait_until_running(version.name)
             report("waiting for its first answers")
             _wait_until_answering(wanted)
-        except (PenstockError, KeyboardInterrupt) as error:
+            write_whole(
+                deployment_path(settings, version.name), wanted.model_dump_json(indent=2).encode()
+            )
+        except BaseException as error:
             report("it did not come up; going back")
-            _go_back(settings, version.name, before)
+            kept = _go_back(settings, builders, version.name, before)
             if isinstance(error, PenstockError):
-                kept = f"version {before.version} serves on" if before else "nothing is served"
                 raise ClusterError(
                     f"version {version.version} of {version.name} does not come up: {error.found}",
                     next_step=f"{kept}; mend the cause and deploy again",
                 ) from error
             raise
-        _write(deployment_path(settings, version.name), wanted)
         return wanted
 
 
@@ -149,14 +156,34 @@ def _connect_and_start(settings: Settings) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    port = int(serving_url(settings).rsplit(":", 1)[1])
-    serve.start(http_options=HTTPOptions(host=settings.serving.host, port=port))
+    host, port = settings.serving.host, int(serving_url(settings).rsplit(":", 1)[1])
+    serve.start(http_options=HTTPOptions(host=host, port=port))
+    _check_listening(host, port)
 
 
-def _apply(settings: Settings, wanted: Deployment, policy: ReplicaPolicy) -> None:
+def _check_listening(host: str, port: int) -> None:
+    """Refuse a Serve that somebody started otherwise: it keeps its address, whatever we ask for.
+
+    Raises:
+        ClusterError: it listens elsewhere, perhaps to the whole network.
+    """
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    running = client.http_config
+    if (running.host, running.port) != (host, port):
+        raise ClusterError(
+            f"the Serve of this Ray listens on {running.host}:{running.port}",
+            allowed=f"{host}:{port}, where the settings say that answers are given",
+            next_step="end it with `serve shutdown` if nobody needs it, then deploy again",
+        )
+
+
+def _apply(
+    settings: Settings, builders: ModuleType, wanted: Deployment, package: VerifiedPackage
+) -> None:
     from ray import serve
 
-    builders = _load_builders(settings)
     runtime_env = {
         "working_dir": f"local://{wanted.code_path}",
         "env_vars": settings.job_environment(),
@@ -170,8 +197,7 @@ def _apply(settings: Settings, wanted: Deployment, policy: ReplicaPolicy) -> Non
                     digest=wanted.digest,
                     package_path=wanted.package_path,
                     max_body_bytes=settings.serving.max_body_bytes,
-                    min_replicas=policy.min_replicas,
-                    max_replicas=policy.max_replicas,
+                    serving=package.signature.serving,
                     runtime_env=runtime_env,
                 )
             ),
@@ -241,7 +267,8 @@ def _wait_until_answering(wanted: Deployment) -> None:
     answer = "nothing"
     while in_a_row < _NUM_ANSWERS:
         try:
-            with _open(f"{wanted.url}/v1/models/{wanted.model}") as page:
+            url = f"{wanted.url}/v1/models/{wanted.model}"
+            with open_directly(url, timeout_s=_ANSWER_ATTEMPT_S) as page:
                 document = json.load(page)
             answer = f"version {document.get('version')}"
             in_a_row = in_a_row + 1 if document.get("digest") == wanted.digest else 0
@@ -253,26 +280,23 @@ def _wait_until_answering(wanted: Deployment) -> None:
         time.sleep(_POLL_S)
 
 
-def _open(url: str) -> Any:
-    # Loopback never goes through a company's proxy.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    return opener.open(url, timeout=5.0)
+def _go_back(
+    settings: Settings, builders: ModuleType, model: str, before: Deployment | None
+) -> str:
+    """Make the deployment that served before the target again, or remove the failed one.
 
-
-def _go_back(settings: Settings, model: str, before: Deployment | None) -> None:
-    """Make the deployment that served before the target again, or remove the failed one."""
+    Returns:
+        What is served now, in words; whatever goes wrong here must not hide why we go back.
+    """
     from ray import serve
 
-    if before is None:
-        serve.delete(model)
-        return
-    package = verify(Path(before.package_path), settings, digest=before.digest)
-    _apply(settings, before, ReplicaPolicy.of(package.signature))
-    _wait_until_running(model)
-
-
-def _write(path: Path, deployment: Deployment) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(deployment.model_dump_json(indent=2))
-    temporary.replace(path)
+    try:
+        if before is None:
+            serve.delete(model)
+            return "nothing is served"
+        package = verify(Path(before.package_path), settings, digest=before.digest)
+        _apply(settings, builders, before, package)
+        _wait_until_running(model)
+    except Exception as error:  # noqa: BLE001  # Ray and Serve raise what they like
+        return f"going back failed too ({error}), see `penstock status`"
+    return f"version {before.version} serves on"

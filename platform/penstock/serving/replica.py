@@ -24,13 +24,14 @@ from penstock.registry.package import VerifiedPackage, verify
 from penstock.serving import http, shortcut
 from penstock.serving.batching import Batcher
 from penstock.serving.metrics import RequestMetrics
-from penstock.serving.policy import ReplicaPolicy
 from penstock.serving.predictor import Predictor
 from penstock.serving.requests import RequestParser, Row
 from penstock.settings import load_settings
 
 MAX_REQUESTS_IN_SERVE = 1 << 16
 """For Serve's own limit: beyond what HAProxy lets in, so that every refusal is ours."""
+_NUM_FULL_REQUESTS = 8
+"""Requests of the largest size whose rows may be in flight at one replica."""
 _ROWS_PER_STEP = 512
 _MAX_REQUEST_ID_BYTES = 200
 
@@ -68,7 +69,7 @@ class Replica:
             Path(self._arguments.package_path), settings, digest=self._arguments.digest
         )
         self._signature = package.signature
-        self._policy = ReplicaPolicy.of(package.signature)
+        self._policy = package.signature.serving
         self._predictor = Predictor(package)
         self._predictor.check_golden_row()
         self._reader = OnlineReader.open(
@@ -81,9 +82,9 @@ class Replica:
             max_body_bytes=self._arguments.max_body_bytes,
         )
         self._max_body_bytes = self._arguments.max_body_bytes
-        self._max_requests = self._policy.max_ongoing_requests + self._policy.max_queued_requests
+        self._max_requests = self._policy.max_requests_in_flight
         self._max_rows = max(
-            self._max_requests, self._policy.num_full_requests * self._policy.max_rows_per_request
+            self._max_requests, _NUM_FULL_REQUESTS * self._policy.max_rows_per_request
         )
         self._num_requests = 0
         self._num_rows = 0

@@ -16,15 +16,12 @@ import numpy.typing as npt
 import orjson
 
 from penstock.errors import IntegrityError
+from penstock.handover import MODEL_FILE, NATIVE_FOLDER, SIGNATURE_FILE, TRAINING_FILE
 from penstock.scorer import Scorer
 from penstock.training.estimators import families
 from penstock.training.estimators.base import Fitted
 from penstock.training.preprocessing import Preprocessing
 
-MODEL_FILE = "model.onnx"
-NATIVE_FOLDER = "native"
-SIGNATURE_FILE = "signature.json"
-TRAINING_FILE = "training.json"
 _PREPROCESSING_FILE = "preprocessing.json"
 _FAMILY_FILE = "family.json"
 

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, field_validator, model_validator
 
 from penstock.errors import DeclarationError, unknown_name
+from penstock.handover import ServingPolicy as ServingPolicy
 from penstock.records import Record
 from penstock.settings import Settings
 from penstock.use_cases import declared, import_declarations, split_name
@@ -269,28 +270,6 @@ class GatePolicy(Record):
     min_gain: float = 0.0
     """By how much the challenger must be better; negative: by how much it may be worse."""
     bounds: tuple[MetricBound, ...] = ()
-
-
-class ServingPolicy(Record):
-    """How a deployment of the model answers."""
-
-    decision_threshold: float = Field(default=0.5, ge=0, le=1)
-    """A score from here on is a positive."""
-    min_replicas: int = Field(default=1, ge=1)
-    max_replicas: int = Field(default=1, ge=1)
-    max_ongoing_requests: int = Field(default=256, ge=1)
-    """Requests in flight at one replica."""
-    max_queued_requests: int = Field(default=512, ge=1)
-    """Requests that wait for a replica; one more is answered 503."""
-    max_batch_size: int = Field(default=256, ge=1)
-    batch_wait_s: float = Field(default=0.0, ge=0)
-    max_rows_per_request: int = Field(default=1000, ge=1)
-
-    @model_validator(mode="after")
-    def _check_replicas(self) -> Self:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError("max_replicas must not be below min_replicas")
-        return self
 
 
 class PublishedResult(Record):

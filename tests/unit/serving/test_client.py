@@ -5,7 +5,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from penstock.errors import ClusterError, NotFoundError, RequestError
+from penstock.errors import BusyError, ClusterError, NotFoundError, RequestError
+from penstock.registry.package import RequestField
 from penstock.serving import client
 
 
@@ -76,6 +77,14 @@ def test_a_refusal_becomes_our_own_error(server, status: int, error: type, exit_
     assert caught.value.exit_code == exit_code
 
 
+def test_a_server_with_too_much_in_flight_is_busy(server):
+    body = {"code": "overloaded", "message": "768 requests are in flight", "path": "$"}
+    server.answer = (503, json.dumps(body).encode())
+    with pytest.raises(BusyError, match="in flight") as caught:
+        client.predict(url(server), "m", "{}")
+    assert caught.value.exit_code == 75
+
+
 def test_an_answer_that_is_no_json_is_our_fault(server):
     for answer in ((500, b"<html>"), (200, b"<html>")):
         server.answer = answer
@@ -89,6 +98,6 @@ def test_no_server_says_what_to_start():
 
 
 def test_the_example_is_a_request_of_every_type():
-    fields = [{"name": kind, "dtype": kind} for kind in client._EXAMPLES]
+    fields = [RequestField(name=kind, dtype=kind) for kind in client._EXAMPLES]
     (row,) = json.loads(client.example_body(fields))["rows"]
     assert row.keys() == client._EXAMPLES.keys()

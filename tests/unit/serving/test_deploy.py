@@ -1,10 +1,16 @@
+import json
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from penstock.errors import BusyError, IntegrityError, NotFoundError
+from bundles import write_bundle
+from penstock.errors import BusyError, ClusterError, IntegrityError, NotFoundError
+from penstock.files import write_whole
 from penstock.locks import exclusive
+from penstock.registry.package import seal
 from penstock.registry.versions import ModelVersion, VersionFacts
 from penstock.serving import deploy as room
 from penstock.settings import Settings
@@ -16,9 +22,9 @@ penstock.errors.IntegrityError: model.onnx has not the signed SHA-256. Next: do 
 """
 
 
-def version(path: Path) -> ModelVersion:
+def version(path: Path, number: int = 1, digest: str = "0" * 64) -> ModelVersion:
     facts = VersionFacts(
-        digest="0" * 64,
+        digest=digest,
         use_case="reservoir",
         estimator="logistic_regression",
         training_set_id="t",
@@ -27,8 +33,113 @@ def version(path: Path) -> ModelVersion:
         agreement_max_difference=0.0,
     )
     return ModelVersion(
-        name="spills", version=1, run_id="r", path=str(path), created=datetime.now(UTC), facts=facts
+        name="spills",
+        version=number,
+        run_id="r",
+        path=str(path),
+        created=datetime.now(UTC),
+        facts=facts,
     )
+
+
+def deployment(of: ModelVersion) -> room.Deployment:
+    return room.Deployment(
+        model=of.name,
+        version=of.version,
+        digest=of.digest,
+        package_path=of.path,
+        code_path="c",
+        url="http://127.0.0.1:8000",
+        predict_url="http://127.0.0.1:8000/v1/models/spills/predict",
+        example="{}",
+        deployed_at=datetime.now(UTC),
+    )
+
+
+@dataclass
+class Serve:
+    """Stands for Serve: what was asked of it, and where it fails."""
+
+    settings: Settings
+    versions: list[ModelVersion]
+    applications: dict[str, dict[str, str]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    fails: dict[int, BaseException] = field(default_factory=dict)
+
+    def apply(self, _settings, _builders, wanted: room.Deployment, _package) -> None:
+        self.calls.append(f"apply {wanted.version}")
+        if wanted.version in self.fails:
+            raise self.fails[wanted.version]
+
+    def deploy(self, number: int) -> room.Deployment:
+        return room.deploy(self.settings, self.versions[number - 1], report=lambda _: None)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Version 1 is written down as deployed; Serve has it or not, as the test says."""
+    import ray.serve
+
+    settings = Settings(project_root=tmp_path)
+    versions = []
+    for number in (1, 2):
+        folder = settings.models_path / "spills" / str(number)
+        bundle = write_bundle(tmp_path / f"bundle-{number}")
+        sealed = seal(bundle, folder, settings, model="spills", version=number, card="# card")
+        versions.append(version(folder, number, sealed.digest))
+    fake = Serve(settings, versions)
+    record = deployment(versions[0]).model_dump_json().encode()
+    write_whole(room.deployment_path(settings, "spills"), record)
+    monkeypatch.setattr(room, "_connect_and_start", lambda _: None)
+    monkeypatch.setattr(room, "_load_builders", lambda _: None)
+    monkeypatch.setattr(room, "_applications", lambda: fake.applications)
+    monkeypatch.setattr(room, "_apply", fake.apply)
+    monkeypatch.setattr(room, "_wait_until_running", lambda _: None)
+    monkeypatch.setattr(room, "_wait_until_answering", lambda _: None)
+    monkeypatch.setattr(ray.serve, "delete", lambda name: fake.calls.append(f"delete {name}"))
+    return fake
+
+
+class TestDeploy:
+    def test_it_gives_an_example_without_asking_a_server_that_may_be_elsewhere(self, serve: Serve):
+        (row,) = json.loads(serve.deploy(2).example)["rows"]
+        assert row.keys() == {"STATION", "MOMENT", "amount"}
+        assert room.find_deployment(serve.settings, "spills").version == 2
+
+    @pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), OSError("disk full")])
+    def test_whatever_stops_it_the_version_before_serves_again(
+        self, serve: Serve, error: BaseException
+    ):
+        serve.applications, serve.fails = {"spills": {}}, {2: error}
+        with pytest.raises(type(error)):
+            serve.deploy(2)
+        assert serve.calls == ["apply 2", "apply 1"]
+        assert room.find_deployment(serve.settings, "spills").version == 1
+
+    def test_a_version_that_serve_does_not_have_is_not_gone_back_to(self, serve: Serve):
+        serve.fails = {2: ClusterError("no replica was ready")}
+        with pytest.raises(ClusterError, match=r"no replica was ready.*nothing is served"):
+            serve.deploy(2)
+        assert serve.calls == ["apply 2", "delete spills"]
+
+    def test_where_going_back_fails_too_the_first_error_is_told(self, serve: Serve):
+        serve.applications = {"spills": {}}
+        serve.fails = {2: ClusterError("no replica was ready"), 1: OSError("disk full")}
+        with pytest.raises(ClusterError, match=r"no replica was ready.*disk full"):
+            serve.deploy(2)
+
+
+@pytest.mark.parametrize(("host", "port"), [("0.0.0.0", 8000), ("127.0.0.1", 9000)])  # noqa: S104  # what must be refused
+def test_a_serve_that_listens_elsewhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, host: str, port: int
+):
+    import ray.serve.context
+
+    running = SimpleNamespace(http_config=SimpleNamespace(host=host, port=port))
+    monkeypatch.setattr(ray.serve.context, "_get_global_client", lambda: running)
+    room._check_listening(host, port)
+    with pytest.raises(ClusterError, match=f"listens on {host}:{port}"):
+        room._check_listening("127.0.0.1", 8000)
 
 
 def test_the_cause_is_picked_out_of_the_replicas_traceback():
@@ -61,18 +172,9 @@ def test_a_project_without_serve_apps_is_told_so(tmp_path: Path):
 def test_a_deployment_that_was_written_is_found_and_a_broken_file_is_none(tmp_path: Path):
     settings = Settings(project_root=tmp_path)
     assert room.find_deployment(settings, "spills") is None
-    made = room.Deployment(
-        model="spills",
-        version=1,
-        digest="d",
-        package_path="p",
-        code_path="c",
-        url="http://127.0.0.1:8000",
-        predict_url="http://127.0.0.1:8000/v1/models/spills/predict",
-        deployed_at=datetime.now(UTC),
-    )
+    made = deployment(version(tmp_path))
     path = room.deployment_path(settings, "spills")
-    room._write(path, made)
+    write_whole(path, made.model_dump_json().encode())
     assert room.find_deployment(settings, "spills") == made
     path.write_text("{")
     assert room.find_deployment(settings, "spills") is None

@@ -1,0 +1,38 @@
+"""What training hands on and a replica acts on: a bundle's files, and how its model is served.
+
+It stands below both, because a replica loads nothing of training.
+"""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from penstock.records import Record
+
+MODEL_FILE = "model.onnx"
+NATIVE_FOLDER = "native"
+SIGNATURE_FILE = "signature.json"
+TRAINING_FILE = "training.json"
+
+
+class ServingPolicy(Record):
+    """How a deployment of the model answers; signed with each version."""
+
+    decision_threshold: float = Field(default=0.5, ge=0, le=1)
+    """A score from here on is a positive."""
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: int = Field(default=64, ge=1)
+    """Requests in flight per replica that scaling between the two aims at."""
+    num_cpus_per_replica: float = Field(default=1.0, gt=0)
+    max_requests_in_flight: int = Field(default=768, ge=1)
+    """Requests that one replica works on or keeps waiting; one more is answered 503."""
+    max_batch_size: int = Field(default=256, ge=1)
+    batch_wait_s: float = Field(default=0.0, ge=0)
+    max_rows_per_request: int = Field(default=1000, ge=1)
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must not be below min_replicas")
+        return self
