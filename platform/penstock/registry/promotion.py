@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from penstock.errors import BusyError, DeclarationError, GateRefusedError, NotFoundError
+from penstock.errors import BusyError, DeclarationError, GateRefusedError, IntegrityError, NotFoundError
 from penstock.records import Record
 from penstock.registry.gate import GateDecision, decide
 from penstock.registry.lock import model_lock
@@ -83,7 +83,8 @@ def promote(
         name: the model.
         version: the version to promote.
         expected: the champion that the caller decided upon; None: there was none.
-        force_reason: promotes against the gate, with this reason in the journal.
+        force_reason: promotes against the gate, and away from a damaged champion, with this
+            reason in the journal.
 
     Raises:
         GateRefusedError: the gate says no; the champion stays.
@@ -99,7 +100,7 @@ def promote(
         _check_expected(name, now, expected)
         if now == version:
             raise GateRefusedError(f"version {version} of {name} is the champion already")
-        decision = _compare(registry, name, version).decision
+        decision = _decide(registry, name, version, is_forced=force_reason is not None)
         if not decision.passed and force_reason is None:
             raise GateRefusedError(
                 f"version {version} of {name} is not promoted: {decision.reason}",
@@ -171,6 +172,17 @@ def _check_expected(name: str, now: int | None, expected: int | None) -> None:
             f"the champion of {name} is {_shown(now)}, no longer {_shown(expected)}",
             next_step="look at the new champion, then decide again",
         )
+
+
+def _decide(registry: ModelRegistry, name: str, version: int, *, is_forced: bool) -> GateDecision:
+    try:
+        return _compare(registry, name, version).decision
+    except IntegrityError as error:
+        if not is_forced:
+            raise
+        # A damaged champion is a reason to leave it; what takes its place must be whole.
+        _verified(registry, registry.resolve(name, version))
+        return GateDecision(passed=False, reason=error.found, evidence=())
 
 
 def _compare(registry: ModelRegistry, name: str, version: int) -> Comparison:

@@ -77,6 +77,19 @@ class TestPromote:
         with pytest.raises(IntegrityError, match=r"model\.onnx"):
             promote(project, "spills", 1, expected=None)
 
+    def test_a_damaged_champion_is_left_by_force_only_and_for_a_whole_version(self, project):
+        for number, score in enumerate((0.5, 0.55, 0.6), start=1):
+            add_version(project, f"run-{number}", average_precision=score)
+        promote(project, "spills", 1, expected=None)
+        for number in (1, 2):
+            (project.models_path / f"spills/{number}/model.onnx").write_bytes(b"evil")
+        with pytest.raises(IntegrityError, match="spills/1/model"):
+            promote(project, "spills", 3, expected=1)
+        with pytest.raises(IntegrityError, match="spills/2/model"):
+            promote(project, "spills", 2, expected=1, force_reason="1 is damaged")
+        move = promote(project, "spills", 3, expected=1, force_reason="1 is damaged")
+        assert (move.forced, aliases(project)["champion"]) == (True, 3)
+
     def test_the_gate_reads_the_signed_metrics_and_not_mlflows(self, project):
         add_version(project, "run-1", average_precision=0.993)
         registry = ModelRegistry(project)
@@ -106,6 +119,14 @@ class TestRollback:
         assert aliases(project) == {"champion": 1}
         with pytest.raises(NotFoundError, match="no champion before version 1"):
             rollback(project, "spills", expected=1, reason="still")
+
+    def test_a_damaged_champion_does_not_keep_it(self, project):
+        for number, score in enumerate((0.5, 0.55), start=1):
+            add_version(project, f"run-{number}", average_precision=score)
+            promote(project, "spills", number, expected=number - 1 or None)
+        (project.models_path / "spills/2/model.onnx").write_bytes(b"evil")
+        rollback(project, "spills", expected=2, reason="damaged")
+        assert aliases(project) == {"champion": 1}
 
     def test_every_move_stands_in_the_journal(self, project):
         for number, score in enumerate((0.5, 0.55), start=1):
