@@ -56,9 +56,15 @@ def run(command: str, environment: Mapping[str, str], replace: Mapping[str, str]
     return Step(command, done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
-def walk(project: Project, cluster: LocalCluster, sample: Path) -> Iterator[Step]:
-    """Run the README's journey in the project, up to the first command that fails."""
+def walk(
+    project: Project, cluster: LocalCluster, sample: Path, *, more_of_sample: str = ""
+) -> Iterator[Step]:
+    """Run the README's journey in the project, up to the first command that fails.
+
+    `more_of_sample` are further options of `penstock sample`.
+    """
     replace = {
+        "penstock sample card_fraud": f"penstock sample card_fraud {more_of_sample}".rstrip(),
         ".penstock/sample": str(sample),
         "http://127.0.0.1:8000": cluster.serving_url,
     }

@@ -4,6 +4,7 @@ Where the programs are missing and we are root, the packages are installed. A se
 package brings is never touched: ours run from temporary folders on free loopback ports.
 """
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -76,7 +77,11 @@ def _need(*programs: str) -> dict[str, str]:
     """
     found = {name: _find(name) for name in programs}
     if not all(found.values()):
-        _install()
+        # Tests may run in several processes, and apt takes one at a time.
+        with (Path(tempfile.gettempdir()) / "penstock-apt.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not all(_find(name) for name in programs):
+                _install()
         found = {name: _find(name) for name in programs}
     missing = [name for name, path in found.items() if path is None]
     if missing:
