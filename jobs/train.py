@@ -29,27 +29,30 @@ def main() -> None:
         names = (
             list(model.estimators) if given.all else [given.estimator or model.default_estimator]
         )
-        runs = [
-            train(
-                settings,
-                model,
-                estimator=name,
-                request_id=f"{running.request_id}-{name}",
-                progress=running.progress,
-                git_commit=given.git_commit,
-            )
-            for name in names
-        ]
+        runs, failures = [], []
+        for name in names:
+            request_id = f"{running.request_id}-{name}"
+            more = {"progress": running.progress, "git_commit": given.git_commit}
+            try:
+                runs.append(train(settings, model, estimator=name, request_id=request_id, **more))
+            except Exception as error:  # noqa: BLE001  # raised below: first the others' turn
+                print(f"{name} failed: {error}", flush=True)
+                failures.append(error)
         # The last one registered is the challenger, so the best goes last.
         runs.sort(key=lambda run: model.rank(run.metrics))
-        registered = []
+        done = []
         for number, run in enumerate(runs):
             running.progress("register", number, len(runs), unit="versions")
-            version = register(settings, run)
-            registered.append(
-                {"run": run.model_dump(mode="json"), "version": version.model_dump(mode="json")}
-            )
-        running.finish({"model": model.name, "trained": registered})
+            try:
+                version = register(settings, run).model_dump(mode="json")
+                done.append({"run": run.model_dump(mode="json"), "version": version})
+            except Exception as error:  # noqa: BLE001  # the same
+                print(f"{run.estimator} was not registered: {error}", flush=True)
+                failures.append(error)
+        if done:
+            running.finish({"model": model.name, "trained": done})
+        if failures:
+            raise failures[0]
 
 
 if __name__ == "__main__":

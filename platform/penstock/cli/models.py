@@ -57,7 +57,7 @@ def list_models(
 def show(
     name: _Name,
     version: Annotated[
-        int | None, typer.Argument(help="The version; without it, the champion.")
+        int | None, typer.Argument(min=1, help="The version; without it, the champion.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -98,7 +98,8 @@ def show(
 def compare(
     name: _Name,
     version: Annotated[
-        int | None, typer.Argument(help="The version to compare; without it, the challenger.")
+        int | None,
+        typer.Argument(min=1, help="The version to compare; without it, the challenger."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -116,7 +117,8 @@ def compare(
 def promote(
     name: _Name,
     version: Annotated[
-        int | None, typer.Argument(help="The version to promote; without it, the challenger.")
+        int | None,
+        typer.Argument(min=1, help="The version to promote; without it, the challenger."),
     ] = None,
     expect: Annotated[
         int | None,
@@ -171,7 +173,8 @@ def rollback(
 def verify(
     name: _Name,
     version: Annotated[
-        int | None, typer.Argument(help="The version; without it, every version of the model.")
+        int | None,
+        typer.Argument(min=1, help="The version; without it, every version of the model."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

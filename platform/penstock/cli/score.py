@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from penstock.cli.output import JsonFlag, emit
+from penstock.cli.request_ids import RequestId
 
 
 def register(app: typer.Typer) -> None:
@@ -28,15 +29,12 @@ def score(
         typer.Option(help="The event time to stop before, UTC; else after the table's last."),
     ] = None,
     version: Annotated[
-        int | None, typer.Option(help="The model version that scores; else the champion.")
+        int | None, typer.Option(min=1, help="The model version that scores; else the champion.")
     ] = None,
     table_version: Annotated[
-        int | None, typer.Option(help="The version of the table to read; else the newest.")
+        int | None, typer.Option(min=0, help="The version of the table to read; else the newest.")
     ] = None,
-    request_id: Annotated[
-        str | None,
-        typer.Option(help="Names this request: the same id again follows the job that has it."),
-    ] = None,
+    request_id: RequestId = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Score every row of a table with the features known at its time.

@@ -1,5 +1,6 @@
 """`penstock train` and `penstock results`: runs, their model versions and their numbers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 from rich.console import Console
 
 from penstock.cli.output import JsonFlag, emit
+from penstock.cli.request_ids import RequestId
 
 _UseCase = Annotated[str, typer.Argument(help="The use case, a folder of the feature repo.")]
 
@@ -26,13 +28,7 @@ def train(
     train_all: Annotated[
         bool, typer.Option("--all", help="Train every estimator of the model.")
     ] = False,
-    request_id: Annotated[
-        str | None,
-        typer.Option(
-            "--request-id",
-            help="Names this request: the same id again goes on where a lost one stopped.",
-        ),
-    ] = None,
+    request_id: RequestId = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a model and register what comes out as a new version, the challenger.
@@ -40,7 +36,7 @@ def train(
     Exit code 3: a metric is too good to be true, so the future has leaked into the features.
     """
     from penstock.cluster.jobs import run_job
-    from penstock.errors import UserError
+    from penstock.errors import PenstockError, UserError
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
     from penstock.training.environment import git_commit
@@ -58,18 +54,21 @@ def train(
     commit = git_commit(settings.project_root)
     if commit:
         arguments += ["--git-commit", commit]
-    result = run_job(settings, "train", arguments, request_id=request_id)
     metrics = [metric.name for metric in model.metrics]
 
-    def render(console: Console) -> None:
-        _render_trained(console, result, metrics, model.name)
+    def show(result: Mapping[str, Any]) -> None:
+        emit(result, as_json=as_json, render=lambda c: _render_trained(c, result, metrics))
 
-    emit(result, as_json=as_json, render=render)
+    try:
+        result = run_job(settings, "train", arguments, request_id=request_id)
+    except PenstockError as error:
+        if error.result:
+            show(error.result)
+        raise
+    show(result)
 
 
-def _render_trained(
-    console: Console, result: dict[str, Any], metrics: list[str], model: str
-) -> None:
+def _render_trained(console: Console, result: Mapping[str, Any], metrics: list[str]) -> None:
     from rich.table import Table
 
     trained = result["trained"]
@@ -88,7 +87,7 @@ def _render_trained(
     )
     console.print(
         f"version {last['version']['version']} is the challenger; next: "
-        f"penstock models promote {model}",
+        f"penstock models promote {result['model']}",
         highlight=False,
         soft_wrap=True,
     )

@@ -8,7 +8,7 @@ command but the registration that finishes it sees it.
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +32,6 @@ PREVIOUS_CHAMPION: Literal["previous_champion"] = "previous_champion"
 _STATE = "penstock.state"
 _READY = "ready"
 _FACTS = "penstock.facts"
-_DIGEST = "penstock.digest"
-_TRAINING_SET = "penstock.training_set"
 _MOVE = "penstock.move."
 _MOVES_DONE = "penstock.moves_done"
 _MAX_NUMBERS_SKIPPED = 1000
@@ -122,9 +120,10 @@ class ModelRegistry:
         return self.settings.models_path / name / str(version)
 
     def names(self) -> list[str]:
-        """Every registered model."""
+        """Every registered model whose name can be one of ours."""
         with _door():
-            return sorted(model.name for model in self._client.search_registered_models())
+            names = [model.name for model in _every(self._client.search_registered_models)]
+        return sorted(name for name in names if _NAME.fullmatch(name))
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Every sealed version of a model, the oldest first.
@@ -228,8 +227,6 @@ class ModelRegistry:
         with _door():
             for key, value in (
                 (_FACTS, facts.model_dump_json()),
-                (_DIGEST, facts.digest),
-                (_TRAINING_SET, facts.training_set_id),
                 (_STATE, _READY),
             ):
                 self._client.set_model_version_tag(entry.name, number, key, value)
@@ -268,17 +265,19 @@ class ModelRegistry:
             self._client.set_registered_model_tag(name, key, value)
 
     def _model(self, name: str) -> Any:
-        with _door():
-            try:
-                return self._client.get_registered_model(name)
-            except mlflow.exceptions.MlflowException as error:
-                if error.error_code != _NO_SUCH_MODEL:
-                    raise
+        # MLflow would call a name that it can't have an internal fault.
+        if _NAME.fullmatch(name):
+            with _door():
+                try:
+                    return self._client.get_registered_model(name)
+                except mlflow.exceptions.MlflowException as error:
+                    if error.error_code != _NO_SUCH_MODEL:
+                        raise
         raise unknown_name("model", name, self.names())
 
     def _entries(self, name: str) -> list[Any]:
         with _door():
-            found = self._client.search_model_versions(f"name = '{name}'")
+            found = _every(self._client.search_model_versions, filter_string=f"name = '{name}'")
         return sorted(found, key=lambda entry: int(entry.version))
 
     def _record(self, entry: Any, aliases: Mapping[str, int]) -> ModelVersion:
@@ -312,6 +311,14 @@ def resolve(settings: Settings, name: str, version: int | Alias | None = CHAMPIO
         NotFoundError: no such model, no such version, or no version bears the alias.
     """
     return ModelRegistry(settings).resolve(name, version)
+
+
+def _every(search: Callable[..., Any], **arguments: Any) -> list[Any]:
+    """Read page after page: MLflow gives a hundred models, or some thousand versions, at a time."""
+    found = list(page := search(**arguments))
+    while page.token:
+        found += (page := search(**arguments, page_token=page.token))
+    return found
 
 
 def _numbers(known: Mapping[int, object]) -> str:

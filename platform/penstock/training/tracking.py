@@ -14,7 +14,7 @@ import mlflow.exceptions
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, UserError
 from penstock.locks import exclusive
 from penstock.logs import redact
 from penstock.records import Record
@@ -242,7 +242,7 @@ class Tracking:
 
 def _quotable(text: str) -> str:
     if "'" in text or "`" in text:
-        raise PenstockError(f"the request id {text!r} has a quote in it")
+        raise UserError(f"the request id {text!r} has a quote in it", next_step="leave it out")
     return text
 
 

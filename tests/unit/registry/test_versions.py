@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,25 @@ class TestVersions:
         entry = registry.add_entry("spills", "run-2")
         assert entry.version > 1
         assert registry.find_entry("spills", "run-2") == entry
+
+    def test_every_page_of_models_and_versions_is_read(self, project):
+        registry = ModelRegistry(project)
+        for name in ("spills", "leaks", "floods", "Not-Ours"):
+            registry._client.create_registered_model(name)
+        for number in range(3):
+            registry.add_entry("spills", f"run-{number}")
+        for search in ("search_registered_models", "search_model_versions"):
+            whole = getattr(registry._client, search)
+            setattr(registry._client, search, functools.partial(whole, max_results=2))
+        assert registry.names() == ["floods", "leaks", "spills"]
+        assert registry.find_entry("spills", "run-0").version == 1
+
+    @pytest.mark.parametrize("name", ["a/b", "", "x:y", "../x", "spill"])
+    def test_a_name_that_no_model_has_is_the_users_mistake(self, project, name):
+        add_version(project, "run-1")
+        with pytest.raises(NotFoundError, match="spills") as caught:
+            resolve(project, name)
+        assert caught.value.exit_code == 2
 
     @pytest.mark.parametrize("name", ["../evil", "a/b", "", "Spills", "a b"])
     def test_a_name_that_could_leave_the_folder_is_refused(self, project, name):
