@@ -86,7 +86,9 @@ def _as_job(
     from penstock.cluster.jobs import run_job
 
     options = [] if version is None else ["--version", str(version)]
-    return run_job(settings, "deploy", [use_case, *options, *(["--remove"] if remove else [])])
+    arguments = [use_case, *options, *(["--remove"] if remove else [])]
+    # It asks Serve's ingress, which listens on the head's loopback.
+    return run_job(settings, "deploy", arguments, is_heavy=False)
 
 
 def predict(

@@ -28,6 +28,26 @@ class ScriptedClient:
         return self._info
 
 
+class Silent(ScriptedClient):
+    """A job about which Ray does not answer some times."""
+
+    def __init__(self, logs: list[str], end: str, *, error: Exception, times: int):
+        super().__init__(logs, end)
+        self._error, self._times = error, times
+
+    def get_job_status(self, _id: str) -> SimpleNamespace:
+        self._times -= 1
+        if self._times >= 0:
+            raise self._error
+        return super().get_job_status(_id)
+
+    def get_job_logs(self, _id: str) -> str:
+        self._times -= 1
+        if self._times == -3:
+            raise self._error
+        return super().get_job_logs(_id)
+
+
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(jobs, "_FIRST_POLL_S", 0.0)
@@ -92,6 +112,80 @@ class TestFollow:
         with pytest.raises(JobFailedError, match="was stopped"):
             follow(ScriptedClient(["x\n"], "STOPPED"))
 
+    @pytest.mark.parametrize("error", [RuntimeError("500"), ConnectionError("refused")])
+    def test_questions_without_an_answer_are_asked_again(self, monkeypatch, error):
+        monkeypatch.setattr(jobs, "_RETRY_S", 0.0)
+        client = Silent(["one\n", f"one\n{RESULT}\n"], "SUCCEEDED", error=error, times=3)
+        result, shown = follow(client)
+        assert result == {"num_rows": 3}
+        assert shown == "one\n"
+
+    def test_a_ray_that_stays_silent_is_an_error_that_names_the_job(self, monkeypatch):
+        monkeypatch.setattr(jobs, "_RETRY_S", 0.0)
+        monkeypatch.setattr(jobs, "_SILENCE_S", 0.05)
+        client = Silent(["one\n"], "SUCCEEDED", error=ConnectionError("refused"), times=1 << 30)
+        with pytest.raises(ClusterError, match=r"no more of job job-1: refused"):
+            follow(client)
+
+
+class Cluster:
+    """Stands where Ray's client stands for `run_job`: takes jobs, and is interrupted."""
+
+    def __init__(self, interrupt_at: str, arrives_after: int):
+        self.stopped: list[str] = []
+        self.taken: dict[str, object] = {}
+        self._interrupt_at, self._arrives_after = interrupt_at, arrives_after
+
+    def submit_job(self, *, submission_id: str, **job: object) -> None:
+        self.taken = {"submission_id": submission_id, **job}
+        if self._interrupt_at == "submit":
+            raise KeyboardInterrupt
+
+    def get_job_status(self, submission_id: str) -> SimpleNamespace:
+        if submission_id in self.stopped:
+            return SimpleNamespace(value="STOPPED")
+        raise KeyboardInterrupt
+
+    def stop_job(self, submission_id: str) -> None:
+        if self._arrives_after:
+            self._arrives_after -= 1
+            raise RuntimeError("404: no such job")
+        self.stopped.append(submission_id)
+
+
+@pytest.fixture
+def one_job(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "count.py").touch()
+    return tmp_path
+
+
+class TestInterrupt:
+    @pytest.mark.parametrize(("interrupt_at", "arrives_after"), [("submit", 3), ("follow", 0)])
+    def test_ctrl_c_stops_the_job_from_its_submission_on(
+        self, one_job, monkeypatch, interrupt_at, arrives_after
+    ):
+        cluster = Cluster(interrupt_at, arrives_after)
+        monkeypatch.setattr(jobs, "submission_client", lambda _: cluster)
+        with pytest.raises(JobFailedError, match="stopped on your request") as caught:
+            jobs.run_job(Settings(project_root=one_job), "count", [])
+        assert caught.value.exit_code == 130
+        assert cluster.stopped == [cluster.taken["submission_id"]]
+
+    @pytest.mark.parametrize(
+        ("address", "options", "num_cpus"),
+        [(None, {}, 0), ("http://h:1", {}, 1), ("http://h:1", {"is_heavy": False}, 0)],
+    )
+    def test_on_another_ray_a_heavy_job_asks_for_a_cpu_and_so_leaves_the_head(
+        self, one_job, monkeypatch, address, options, num_cpus
+    ):
+        cluster = Cluster("submit", 0)
+        monkeypatch.setattr(jobs, "submission_client", lambda _: cluster)
+        settings = Settings(project_root=one_job, ray={"address": address})
+        with pytest.raises(JobFailedError):
+            jobs.run_job(settings, "count", [], **options)
+        assert cluster.taken["entrypoint_num_cpus"] == num_cpus
+
 
 class TestSubmit:
     def test_the_same_request_is_the_same_job(self):
@@ -100,20 +194,32 @@ class TestSubmit:
         assert jobs.submission_id_of("train", "r1") != jobs.submission_id_of("score", "r1")
         assert jobs.submission_id_of("a.b.probe", "r1").startswith("probe-")
 
-    def test_rays_refusal_of_a_second_one_means_follow_the_first(self):
+        assert (
+            jobs.submission_id_of("train", "r1", 2) == jobs.submission_id_of("train", "r1") + "-2"
+        )
+
+    @pytest.mark.parametrize(
+        ("status", "is_it"),
+        [("PENDING", True), ("RUNNING", True), ("SUCCEEDED", True), ("FAILED", False), ("STOPPED", False)],
+    )  # fmt: skip
+    def test_a_job_of_that_id_is_the_requests_unless_it_ended_badly(self, status, is_it):
         class Refusing:
             def submit_job(self, **_: object) -> None:
                 raise RuntimeError("Job with submission_id x already exists.")
 
-        jobs._submit_once(Refusing(), "x", entrypoint="python", runtime_env={})
+            def get_job_status(self, _id: str) -> SimpleNamespace:
+                return SimpleNamespace(value=status)
 
-    def test_any_other_refusal_is_an_error(self):
+        assert jobs._submit(Refusing(), "x", {}) is is_it
+
+    @pytest.mark.parametrize("error", [RuntimeError("no room"), ConnectionError("no room")])
+    def test_any_other_refusal_is_an_error(self, error):
         class Refusing:
             def submit_job(self, **_: object) -> None:
-                raise RuntimeError("no room")
+                raise error
 
         with pytest.raises(ClusterError, match="no room"):
-            jobs._submit_once(Refusing(), "x", entrypoint="python", runtime_env={})
+            jobs._submit(Refusing(), "x", {})
 
     def test_an_unknown_script_is_named_with_the_nearest_one(self, tmp_path):
         (tmp_path / "jobs").mkdir()
