@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from penstock.errors import BusyError, DeclarationError, GateRefusedError, IntegrityError, NotFoundError
+from penstock.errors import (
+    BusyError,
+    DeclarationError,
+    GateRefusedError,
+    IntegrityError,
+    NotFoundError,
+)
 from penstock.records import Record
 from penstock.registry.gate import GateDecision, decide
 from penstock.registry.lock import model_lock

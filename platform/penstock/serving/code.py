@@ -8,13 +8,15 @@ storage, which every node shares.
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.cluster.runtime_env import package_folder
+from penstock.locks import exclusive
 from penstock.settings import Settings
 
+_FREEZING = ".freezing-"
+_WAIT_S = 60.0
 _LEFT_OUT = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 
@@ -24,29 +26,24 @@ def freeze_code(settings: Settings) -> Path:
     Returns:
         The folder; its name is the digest of what it holds.
     """
-    files = dict(_files(settings))
+    # Read once: what is copied is what the digest names, whatever is edited meanwhile.
+    contents = {name: source.read_bytes() for name, source in _files(settings)}
     digest = hashlib.sha256()
-    for name, source in sorted(files.items()):
-        content = source.read_bytes()
+    for name, content in sorted(contents.items()):
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     target = settings.storage_path / "serving" / "code" / digest.hexdigest()[:32]
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".freezing-", dir=target.parent))
-    try:
-        for name, source in files.items():
-            path = temporary / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, path)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # Another deploy may have put the same content there meanwhile.
+    with exclusive(target.parent / ".lock", what="the copy of the code", wait_s=_WAIT_S):
+        # Of a deploy that was killed: no other one holds the lock.
+        for left in target.parent.glob(f"{_FREEZING}*"):
+            shutil.rmtree(left)
         if not target.is_dir():
-            raise
+            temporary = target.with_name(f"{_FREEZING}{target.name}")
+            for name, content in contents.items():
+                path = temporary / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            temporary.rename(target)
     return target
 
 
