@@ -16,11 +16,14 @@ def main() -> None:
     parser.add_argument("use_case")
     parser.add_argument("--estimator", help="its name in model.py; the model's default if left out")
     parser.add_argument("--all", action="store_true", help="every estimator of the model")
+    parser.add_argument("--promote", action="store_true", help="make the best the champion")
     parser.add_argument("--git-commit", help="the project's commit, where no .git comes along")
     given = parser.parse_args()
     with job("train", worker_imports=_WORKER_IMPORTS) as running:
         # Here, not above: the settings keep MLflow from calling home, and come first.
+        from penstock.registry.promotion import promote
         from penstock.registry.registration import register
+        from penstock.registry.versions import CHAMPION, ModelRegistry
         from penstock.training.declarations import load_model
         from penstock.training.trainer import train
 
@@ -49,8 +52,19 @@ def main() -> None:
             except Exception as error:  # noqa: BLE001  # the same
                 print(f"{run.estimator} was not registered: {error}", flush=True)
                 failures.append(error)
+        result = {"model": model.name, "trained": done}
+        if given.promote and done:
+            best = done[-1]["version"]["version"]
+            champion = ModelRegistry(settings).aliases(model.name).get(CHAMPION)
+            try:
+                # A request that is made again finds its version promoted already.
+                if champion != best:
+                    promote(settings, model.name, best, expected=champion)
+                result["promoted"] = best
+            except Exception as error:  # noqa: BLE001  # the same
+                failures.append(error)
         if done:
-            running.finish({"model": model.name, "trained": done})
+            running.finish(result)
         if failures:
             raise failures[0]
 

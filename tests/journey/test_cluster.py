@@ -14,6 +14,7 @@ import pytest
 from penstock.cluster import connection, local, processes, tokens
 from penstock.cluster.local import LocalCluster
 from penstock.errors import ClusterError
+from penstock.serving.client import open_directly
 from projects import Project
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -233,6 +234,16 @@ class TestListening:
 
 
 class TestCommands:
+    def test_serve_comes_up_beside_it(self, ray_cluster: LocalCluster):
+        def is_alive() -> bool:
+            try:
+                with open_directly(f"{ray_cluster.serving_url}/healthz", timeout_s=5) as answer:
+                    return json.load(answer) == {"status": "ok"}
+            except OSError:
+                return False
+
+        wait_for(is_alive)
+
     def test_a_second_up_gives_the_one_that_runs(self, project: Project, ray_cluster):
         assert project.must("up", "--json").json["pid"] == ray_cluster.pid
 

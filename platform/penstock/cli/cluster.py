@@ -40,6 +40,8 @@ def up(as_json: JsonFlag = False) -> None:
     if cluster is None:
         with stderr().status("starting Ray …"):
             cluster = local.up(settings)
+        # Seconds that the first deploy need not wait for.
+        local.run_beside(settings, "penstock.serving.server")
     emit(cluster, as_json=as_json, render=lambda console: _render_cluster(console, cluster))
 
 

@@ -50,7 +50,13 @@ def apply_command(
 
 
 @features_app.command("build")
-def build_command(use_case: UseCase, as_json: JsonFlag = False) -> None:
+def build_command(
+    use_case: UseCase,
+    online: Annotated[
+        bool, typer.Option("--online", help="Then bring the newest rows online: `materialize`.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Compute the feature tables whose source or declaration changed, as a Ray job."""
     from penstock.cluster.jobs import run_job
     from penstock.features.declarations import load_feature_tables
@@ -59,8 +65,14 @@ def build_command(use_case: UseCase, as_json: JsonFlag = False) -> None:
     settings = load_settings()
     # A wrong name is told before a job is started for it.
     load_feature_tables(settings, use_case)
-    result = run_job(settings, "build_features", [use_case])
-    emit(result, as_json=as_json, render=lambda console: _render_built(console, result))
+    result = run_job(settings, "build_features", [use_case, *(["--online"] if online else [])])
+
+    def render(console: "Console") -> None:
+        _render_built(console, result)
+        if online:
+            _render_materialized(console, result)
+
+    emit(result, as_json=as_json, render=render)
 
 
 @features_app.command("materialize")

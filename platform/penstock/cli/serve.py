@@ -105,15 +105,15 @@ def predict(
     as_json: JsonFlag = False,
 ) -> None:
     """Ask the deployed model for scores."""
+    from penstock.serving import server
     from penstock.serving.client import predict as ask
-    from penstock.serving.deploy import serving_url
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
 
     settings = load_settings()
     text = typer.get_text_stream("stdin").read() if rows == "-" else rows
     model = load_model(settings, use_case).name
-    answer = ask(serving_url(settings), model, text, version=version)
+    answer = ask(server.url(settings), model, text, version=version)
     emit(answer, as_json=as_json, render=lambda out: _render_answer(out, answer))
 
 

@@ -28,12 +28,16 @@ def train(
     train_all: Annotated[
         bool, typer.Option("--all", help="Train every estimator of the model.")
     ] = False,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Make the best of them champion, if the gate lets it.")
+    ] = False,
     request_id: RequestId = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a model and register what comes out as a new version, the challenger.
 
-    Exit code 3: a metric is too good to be true, so the future has leaked into the features.
+    Exit code 3: a metric is too good to be true, so the future has leaked into the features; or
+    the gate refuses what --promote asks for.
     """
     from penstock.cluster.jobs import run_job
     from penstock.errors import PenstockError, UserError
@@ -51,6 +55,8 @@ def train(
         arguments += ["--estimator", estimator]
     if train_all:
         arguments += ["--all"]
+    if promote:
+        arguments += ["--promote"]
     commit = git_commit(settings.project_root)
     if commit:
         arguments += ["--git-commit", commit]
@@ -85,9 +91,11 @@ def _render_trained(console: Console, result: Mapping[str, Any], metrics: list[s
         f"{run['num_test_rows']:,} test rows, {run['num_test_positives']:,} positive",
         soft_wrap=True,
     )
+    version = last["version"]["version"]
+    is_champion = result.get("promoted") == version
     console.print(
-        f"version {last['version']['version']} is the challenger; next: "
-        f"penstock models promote {result['model']}",
+        f"version {version} is the {'champion' if is_champion else 'challenger'}; next: penstock "
+        + (f"deploy {run['use_case']}" if is_champion else f"models promote {result['model']}"),
         highlight=False,
         soft_wrap=True,
     )

@@ -279,6 +279,24 @@ def _run_ray_start(flags: list[str], environment: dict[str, str], folder: Path) 
         )
 
 
+def run_beside(settings: Settings, module: str) -> None:
+    """Run a module of the package in the background, as a part of our Ray: `down` ends it too.
+
+    What it says goes to `<its last name>.log` in the cluster's folder.
+    """
+    folder = temp_dir(settings)
+    environment = inherited_environment() | {CLUSTER_ID_VARIABLE: cluster_id(settings)}
+    with (folder / f"{module.rpartition('.')[2]}.log").open("wb") as output:
+        subprocess.Popen(
+            [sys.executable, "-m", module],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
 _PROCESS_NAMES = ("gcs_server", "raylet", "dashboard")
 
 

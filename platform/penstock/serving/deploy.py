@@ -1,25 +1,21 @@
 """From a model version to a deployment that answers; the old one serves until then."""
 
-import importlib.util
 import json
-import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from pydantic import ValidationError
 
-from penstock.cluster import local
-from penstock.cluster.connection import connect
-from penstock.errors import ClusterError, NotFoundError, PenstockError, UserError
+from penstock.errors import ClusterError, PenstockError, UserError
 from penstock.files import write_whole
 from penstock.locks import exclusive
 from penstock.records import Record
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
+from penstock.serving import server
 from penstock.serving.client import example_body, open_directly
 from penstock.serving.code import freeze_code
 from penstock.serving.http import ROOT_APP
@@ -63,14 +59,6 @@ def find_deployment(settings: Settings, model: str) -> Deployment | None:
         return None
 
 
-def serving_url(settings: Settings) -> str:
-    """Find where Serve listens: the Ray of `penstock up` may have had to take another port."""
-    cluster = local.current(settings)
-    if cluster is not None:
-        return cluster.serving_url
-    return f"http://{settings.serving.host}:{settings.serving.port}"
-
-
 def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Deployment:
     """Serve a model version and wait until it, and it alone, answers.
 
@@ -91,9 +79,9 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
     with exclusive(lock, what=f"deploying {version.name}"):
         # The replicas verify too; here a bad package costs no replica.
         package = verify(Path(version.path), settings, digest=version.digest)
-        builders = _load_builders(settings)
+        builders = server.load_builders(settings)
         code = freeze_code(settings)
-        url = serving_url(settings)
+        url = server.url(settings)
         wanted = Deployment(
             model=version.name,
             version=version.version,
@@ -105,9 +93,9 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
             example=example_body(package.signature.request_fields),
             deployed_at=datetime.now(UTC),
         )
-        _connect_and_start(settings)
+        server.start(settings)
         # What is written down may be of a Ray that is gone: then nothing serves.
-        served = version.name in _applications()
+        served = version.name in server.applications()
         before = find_deployment(settings, version.name) if served else None
         report(f"starting {version.name} version {version.version}")
         try:
@@ -133,50 +121,14 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
 def undeploy(settings: Settings, model: str) -> bool:
     """Stop serving a model; tell whether it was served."""
     with exclusive(settings.storage_path / "locks" / f"deploy-{model}", what=f"deploying {model}"):
-        _connect(settings)
+        server.connect_driver(settings)
         from ray import serve
 
-        served = model in _applications()
+        served = model in server.applications()
         if served:
             serve.delete(model)
         deployment_path(settings, model).unlink(missing_ok=True)
         return served
-
-
-def _connect(settings: Settings) -> None:
-    connect(settings)
-    from ray import serve  # noqa: F401 - sets its logger up, at INFO
-
-    # Serve tells at INFO what `report` tells already.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-
-
-def _connect_and_start(settings: Settings) -> None:
-    _connect(settings)
-    from ray import serve
-    from ray.serve.config import HTTPOptions
-
-    host, port = settings.serving.host, int(serving_url(settings).rsplit(":", 1)[1])
-    serve.start(http_options=HTTPOptions(host=host, port=port))
-    _check_listening(host, port)
-
-
-def _check_listening(host: str, port: int) -> None:
-    """Refuse a Serve that somebody started otherwise: it keeps its address, whatever we ask for.
-
-    Raises:
-        ClusterError: it listens elsewhere, perhaps to the whole network.
-    """
-    from ray.serve.context import _get_global_client
-
-    client: Any = _get_global_client()
-    running = client.http_config
-    if (running.host, running.port) != (host, port):
-        raise ClusterError(
-            f"the Serve of this Ray listens on {running.host}:{running.port}",
-            allowed=f"{host}:{port}, where the settings say that answers are given",
-            next_step="end it with `serve shutdown` if nobody needs it, then deploy again",
-        )
 
 
 def _apply(
@@ -184,62 +136,27 @@ def _apply(
 ) -> None:
     from ray import serve
 
-    runtime_env = {
-        "working_dir": f"local://{wanted.code_path}",
-        "env_vars": settings.job_environment(),
-    }
-    targets = [
-        serve.RunTarget(
-            target=builders.build(
-                builders.OnlineArguments(
-                    model=wanted.model,
-                    version=wanted.version,
-                    digest=wanted.digest,
-                    package_path=wanted.package_path,
-                    max_body_bytes=settings.serving.max_body_bytes,
-                    serving=package.signature.serving,
-                    runtime_env=runtime_env,
-                )
-            ),
-            name=wanted.model,
-            route_prefix=f"/v1/models/{wanted.model}",
-        )
-    ]
-    if _applications().get(ROOT_APP, {}).get("status") != "RUNNING":
-        root = builders.build_root(builders.RootArguments(runtime_env=runtime_env))
-        targets.append(serve.RunTarget(target=root, name=ROOT_APP, route_prefix="/"))
-    serve.run_many(targets, wait_for_applications_running=False)
-
-
-def _load_builders(settings: Settings) -> ModuleType:
-    """Load the project's serve_apps/online.py, which need not be on the path."""
-    file = settings.project_root / "serve_apps" / "online.py"
-    spec = importlib.util.spec_from_file_location("penstock_serve_apps_online", file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise NotFoundError(
-            f"the project has no {file}", next_step="copy serve_apps/ from the template project"
-        )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _applications() -> dict[str, dict[str, Any]]:
-    """Every application's status, with the first thing that went wrong in it."""
-    from ray import serve
-
-    found = {}
-    for name, application in serve.status().applications.items():
-        faults = [d.message for d in application.deployments.values() if d.message]
-        message = "; ".join(dict.fromkeys([*faults, application.message])).strip("; ")
-        found[name] = {"status": str(application.status.value), "message": message}
-    return found
+    arguments = builders.OnlineArguments(
+        model=wanted.model,
+        version=wanted.version,
+        digest=wanted.digest,
+        package_path=wanted.package_path,
+        max_body_bytes=settings.serving.max_body_bytes,
+        serving=package.signature.serving,
+        runtime_env=server.runtime_env(settings, wanted.code_path),
+    )
+    target = serve.RunTarget(
+        target=builders.build(arguments),
+        name=wanted.model,
+        route_prefix=f"/v1/models/{wanted.model}",
+    )
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 def _wait_until_running(model: str) -> None:
     deadline_s = time.monotonic() + _START_TIMEOUT_S
     while True:
-        states = _applications()
+        states = server.applications()
         for name in (model, ROOT_APP):
             state = states.get(name, {"status": "NOT_STARTED", "message": ""})
             if state["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):

@@ -2,17 +2,17 @@ import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from bundles import write_bundle
-from penstock.errors import BusyError, ClusterError, IntegrityError, NotFoundError
+from penstock.errors import BusyError, ClusterError, IntegrityError
 from penstock.files import write_whole
 from penstock.locks import exclusive
-from penstock.registry.package import seal
+from penstock.registry.package import read_bundle, seal
 from penstock.registry.versions import ModelVersion, VersionFacts
 from penstock.serving import deploy as room
+from penstock.serving import server
 from penstock.settings import Settings
 
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
@@ -85,14 +85,16 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     for number in (1, 2):
         folder = settings.models_path / "spills" / str(number)
         bundle = write_bundle(tmp_path / f"bundle-{number}")
-        sealed = seal(bundle, folder, settings, model="spills", version=number, card="# card")
+        sealed = seal(
+            read_bundle(bundle, model="spills"), folder, settings, version=number, card="# card"
+        )
         versions.append(version(folder, number, sealed.digest))
     fake = Serve(settings, versions)
     record = deployment(versions[0]).model_dump_json().encode()
     write_whole(room.deployment_path(settings, "spills"), record)
-    monkeypatch.setattr(room, "_connect_and_start", lambda _: None)
-    monkeypatch.setattr(room, "_load_builders", lambda _: None)
-    monkeypatch.setattr(room, "_applications", lambda: fake.applications)
+    monkeypatch.setattr(server, "start", lambda _: None)
+    monkeypatch.setattr(server, "load_builders", lambda _: None)
+    monkeypatch.setattr(server, "applications", lambda: fake.applications)
     monkeypatch.setattr(room, "_apply", fake.apply)
     monkeypatch.setattr(room, "_wait_until_running", lambda _: None)
     monkeypatch.setattr(room, "_wait_until_answering", lambda _: None)
@@ -129,19 +131,6 @@ class TestDeploy:
             serve.deploy(2)
 
 
-@pytest.mark.parametrize(("host", "port"), [("0.0.0.0", 8000), ("127.0.0.1", 9000)])  # noqa: S104  # what must be refused
-def test_a_serve_that_listens_elsewhere_is_refused(
-    monkeypatch: pytest.MonkeyPatch, host: str, port: int
-):
-    import ray.serve.context
-
-    running = SimpleNamespace(http_config=SimpleNamespace(host=host, port=port))
-    monkeypatch.setattr(ray.serve.context, "_get_global_client", lambda: running)
-    room._check_listening(host, port)
-    with pytest.raises(ClusterError, match=f"listens on {host}:{port}"):
-        room._check_listening("127.0.0.1", 8000)
-
-
 def test_the_cause_is_picked_out_of_the_replicas_traceback():
     assert room._cause(TRACEBACK).startswith("penstock.errors.IntegrityError: model.onnx has not")
 
@@ -162,11 +151,6 @@ def test_two_deploys_of_one_model_do_not_run_at_once(tmp_path: Path):
     held = settings.storage_path / "locks" / "deploy-spills"
     with exclusive(held, what="deploying spills"), pytest.raises(BusyError):
         room.deploy(settings, version(tmp_path), report=lambda _: None)
-
-
-def test_a_project_without_serve_apps_is_told_so(tmp_path: Path):
-    with pytest.raises(NotFoundError, match=r"serve_apps.online\.py"):
-        room._load_builders(Settings(project_root=tmp_path))
 
 
 def test_a_deployment_that_was_written_is_found_and_a_broken_file_is_none(tmp_path: Path):

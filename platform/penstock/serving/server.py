@@ -1,0 +1,128 @@
+"""Serve itself on the Ray in use: started once, on the address of the settings, with its root.
+
+`penstock up` runs this module in the background, so that the first deploy finds Serve running;
+`deploy` calls `start` again, which then has nothing to do.
+"""
+
+import importlib.util
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from penstock import logs
+from penstock.cluster import local
+from penstock.cluster.connection import connect
+from penstock.errors import ClusterError, NotFoundError
+from penstock.locks import exclusive
+from penstock.serving.code import freeze_code
+from penstock.serving.http import ROOT_APP
+from penstock.settings import Settings, load_settings
+
+_LOCK_WAIT_S = 180.0
+
+
+def url(settings: Settings) -> str:
+    """Find where Serve listens: the Ray of `penstock up` may have had to take another port."""
+    cluster = local.current(settings)
+    if cluster is not None:
+        return cluster.serving_url
+    return f"http://{settings.serving.host}:{settings.serving.port}"
+
+
+def start(settings: Settings) -> None:
+    """Start Serve and the application at `/` where they do not run yet; waits for neither app.
+
+    Raises:
+        ClusterError: no Ray is up, or a Serve runs that was started to listen elsewhere.
+        BusyError: another process has been starting it for minutes.
+    """
+    with exclusive(_lock_path(settings), what="starting Serve", wait_s=_LOCK_WAIT_S):
+        connect_driver(settings)
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+
+        host, port = settings.serving.host, int(url(settings).rsplit(":", 1)[1])
+        serve.start(http_options=HTTPOptions(host=host, port=port))
+        check_listening(host, port)
+        if applications().get(ROOT_APP, {}).get("status") in ("RUNNING", "DEPLOYING"):
+            return
+        builders = load_builders(settings)
+        root = builders.build_root(
+            builders.RootArguments(runtime_env=runtime_env(settings, str(freeze_code(settings))))
+        )
+        target = serve.RunTarget(target=root, name=ROOT_APP, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)
+
+
+def _lock_path(settings: Settings) -> Path:
+    # A Ray has one Serve, whatever storage its callers work on.
+    cluster = local.current(settings)
+    folder = settings.storage_path / "locks" if cluster is None else Path(cluster.temp_dir)
+    return folder / "serve.lock"
+
+
+def connect_driver(settings: Settings) -> None:
+    """Make this process a driver that may call Serve's API."""
+    connect(settings)
+    from ray import serve  # noqa: F401 - sets its logger up, at INFO
+
+    # Serve tells at INFO what our own commands tell already.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
+def check_listening(host: str, port: int) -> None:
+    """Refuse a Serve that somebody started otherwise: it keeps its address, whatever we ask for.
+
+    Raises:
+        ClusterError: it listens elsewhere, perhaps to the whole network.
+    """
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    running = client.http_config
+    if (running.host, running.port) != (host, port):
+        raise ClusterError(
+            f"the Serve of this Ray listens on {running.host}:{running.port}",
+            allowed=f"{host}:{port}, where the settings say that answers are given",
+            next_step="end it with `serve shutdown` if nobody needs it, then deploy again",
+        )
+
+
+def applications() -> dict[str, dict[str, Any]]:
+    """Every application's status, with the first thing that went wrong in it."""
+    from ray import serve
+
+    found = {}
+    for name, application in serve.status().applications.items():
+        faults = [d.message for d in application.deployments.values() if d.message]
+        message = "; ".join(dict.fromkeys([*faults, application.message])).strip("; ")
+        found[name] = {"status": str(application.status.value), "message": message}
+    return found
+
+
+def runtime_env(settings: Settings, code_path: str) -> dict[str, Any]:
+    """What replicas run on: the frozen code, and the settings that they must know."""
+    return {"working_dir": f"local://{code_path}", "env_vars": settings.job_environment()}
+
+
+def load_builders(settings: Settings) -> ModuleType:
+    """Load the project's serve_apps/online.py, which need not be on the path.
+
+    Raises:
+        NotFoundError: the project has none.
+    """
+    file = settings.project_root / "serve_apps" / "online.py"
+    spec = importlib.util.spec_from_file_location("penstock_serve_apps_online", file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise NotFoundError(
+            f"the project has no {file}", next_step="copy serve_apps/ from the template project"
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    logs.configure()
+    start(load_settings())

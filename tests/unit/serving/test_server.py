@@ -1,0 +1,28 @@
+"""Serve's own start: where it listens, and what it is built from."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from penstock.errors import ClusterError, NotFoundError
+from penstock.serving import server
+from penstock.settings import Settings
+
+
+@pytest.mark.parametrize(("host", "port"), [("0.0.0.0", 8000), ("127.0.0.1", 9000)])  # noqa: S104  # what must be refused
+def test_a_serve_that_listens_elsewhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, host: str, port: int
+):
+    import ray.serve.context
+
+    running = SimpleNamespace(http_config=SimpleNamespace(host=host, port=port))
+    monkeypatch.setattr(ray.serve.context, "_get_global_client", lambda: running)
+    server.check_listening(host, port)
+    with pytest.raises(ClusterError, match=f"listens on {host}:{port}"):
+        server.check_listening("127.0.0.1", 8000)
+
+
+def test_a_project_without_serve_apps_is_told_so(tmp_path: Path):
+    with pytest.raises(NotFoundError, match=r"serve_apps.online\.py"):
+        server.load_builders(Settings(project_root=tmp_path))
