@@ -41,12 +41,14 @@ class HistoricalReader:
 
         Raises:
             NotFoundError: no such use case, service, table or version.
+            UserError: rows were added to the table after the features were built from it.
         """
         self._settings = settings
         objects = load_feature_objects(settings, use_case)
         self._join = ServiceJoin(objects, objects.service(service))
         self._service_name = service
         self._rows = PinnedRows(settings, table, version)
+        self._join.check_built(settings, self._rows)
         self._store = open_store(settings)
         self.table = table
         self.table_version = self._rows.version

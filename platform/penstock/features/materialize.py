@@ -19,7 +19,7 @@ from penstock.errors import DeclarationError, UserError
 from penstock.features import entity_keys
 from penstock.features.declarations import load_feature_objects
 from penstock.features.online_rows import EPOCH, RowStore, WrittenRows
-from penstock.features.store import open_store, registered_view
+from penstock.features.store import note_materialized, open_store, registered_view
 from penstock.locks import exclusive
 from penstock.progress import Progress, silent
 from penstock.records import Record
@@ -74,7 +74,11 @@ def materialize(
             )
         online = cast(RowStore, get_online_store_from_config(store.config.online_store))
         try:
-            return [_materialize_view(store, online, view, end, progress) for view in views]
+            done = []
+            for view in views:
+                done.append(_materialize_view(store, online, view, end, progress))
+                note_materialized(settings, store, view, end)
+            return done
         finally:
             online.disconnect()
 
@@ -90,7 +94,6 @@ def _materialize_view(
         online.write_rows(store.config, view, block)
         done += len(block.keys)
         progress(step, done, rows.height)
-    store.registry.apply_materialization(view, store.project, EPOCH, end)
     newest = rows[_source(view).timestamp_field].max()
     return MaterializedView(
         view=view.name,

@@ -12,10 +12,12 @@ from feast.infra.offline_stores.offline_utils import get_offline_store_from_conf
 
 from penstock.data import tables
 from penstock.data.contracts import get_table
-from penstock.errors import DeclarationError, TrainingDataError, unknown_name
+from penstock.errors import DeclarationError, TrainingDataError, UserError, unknown_name
+from penstock.features.build import SOURCE, SOURCE_VERSION
 from penstock.features.declarations import FeatureObjects, function_of
 from penstock.features.store import registered_view
 from penstock.settings import Settings
+from penstock.use_cases import split_name
 
 _EVENT_TIMESTAMP = "event_timestamp"
 
@@ -28,7 +30,9 @@ class PinnedRows:
         self.name = name
         self.event_time = contract.event_time
         self.key = contract.key
-        self.version = tables.latest(settings, name, version).version
+        pinned = tables.latest(settings, name, version)
+        self.version = pinned.version
+        self.num_rows = pinned.num_rows
         self._rows = tables.scan(settings, name, version=self.version)
 
     def read(self, columns: Sequence[str], start: datetime, end: datetime) -> pl.DataFrame:
@@ -106,7 +110,10 @@ class ServiceJoin:
             DeclarationError: a view reads a source that has no versions.
             NotFoundError: a feature table was never built.
         """
-        versions = {}
+        return {name: tables.latest(settings, name).version for name in self._tables()}
+
+    def _tables(self) -> list[str]:
+        found = []
         for name in self._views:
             table = getattr(self._objects.views[name].batch_source, "table", None)
             if table is None:
@@ -114,8 +121,31 @@ class ServiceJoin:
                     f"the feature view {name!r} reads a source that has no versions",
                     allowed="a DeltaSource with table=…, so that it can be told what was read",
                 )
-            versions[table] = tables.latest(settings, table).version
-        return versions
+            found.append(table)
+        return found
+
+    def check_built(self, settings: Settings, rows: PinnedRows) -> None:
+        """See that the feature tables computed from the rows' table have seen all of these rows.
+
+        Rows that came in after the last build would be joined to features without them, and
+        nobody could tell from the result. That holds for scores as for labels: scores are kept,
+        and one command mends it, so both are refused.
+
+        Raises:
+            UserError: rows were added to the table after a feature table was built from it.
+        """
+        for name in self._tables():
+            made_from = tables.latest(settings, name).metadata
+            if made_from.get(SOURCE) != rows.name or int(made_from[SOURCE_VERSION]) >= rows.version:
+                continue
+            seen = tables.latest(settings, rows.name, int(made_from[SOURCE_VERSION]))
+            # A version may add nothing: an ingest whose rows all went to quarantine.
+            if seen.num_rows != rows.num_rows:
+                raise UserError(
+                    f"{name} was built from version {seen.version} of {rows.name}, with "
+                    f"{seen.num_rows:,} rows; version {rows.version} has {rows.num_rows:,}",
+                    next_step=f"run `penstock features build {split_name(name)[0]}`",
+                )
 
     def features(
         self, store: FeatureStore, frame: pl.DataFrame, event_time: str

@@ -34,6 +34,10 @@ from penstock.features.online_rows import (
 # SQLite's own limit on parameters is 32,766 since 3.32; a read stays far below it.
 _KEYS_PER_READ = 4_096
 _BUSY_TIMEOUT_S = 30.0
+_ONLY_NEWER = (
+    "WHERE (excluded.event_us, coalesce(excluded.created_us, -1)) "
+    ">= ({table}.event_us, coalesce({table}.created_us, -1))"
+)
 _COLUMN_TYPES = {
     "int32_val": "INTEGER",
     "int64_val": "INTEGER",
@@ -75,8 +79,7 @@ class RowSqliteOnlineStore(OnlineStore):
             f"INSERT INTO {table} ({', '.join(columns)}) "  # noqa: S608
             f"VALUES ({', '.join('?' * len(columns))}) "
             f"ON CONFLICT (entity_key) DO UPDATE SET {updates} "
-            f"WHERE (excluded.event_us, coalesce(excluded.created_us, -1)) "
-            f">= ({table}.event_us, coalesce({table}.created_us, -1))"
+            f"{_ONLY_NEWER.format(table=table)}"
         )
         created = rows.created_us if rows.created_us is not None else [None] * len(rows.keys)
         values = zip(rows.keys, rows.event_us, created, *rows.features.values(), strict=True)

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 import yaml
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastObjectNotFoundException
+from feast.feature_view import FeatureViewState
 from feast.repo_config import RepoConfig
 from google.protobuf.json_format import MessageToDict
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,6 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from penstock.errors import DeclarationError, PenstockError, SettingsError, UserError
 from penstock.features.declarations import FeatureObjects, load_feature_objects
+from penstock.features.online_rows import EPOCH
 from penstock.locks import exclusive
 from penstock.logs import redact, shown_url
 from penstock.records import Record
@@ -153,6 +156,9 @@ def apply(settings: Settings, use_cases: Iterable[str] | None = None) -> list[Ch
                     changes.append(Change(kind=kind, name=name, change="added"))
                 elif not _same(present, declared):
                     changes.append(Change(kind=kind, name=name, change="updated"))
+        for name in registered["on_demand_views"].keys() & wanted["on_demand_views"].keys():
+            # Feast would load the function of the row that it replaces.
+            store.registry.delete_feature_view(name, store.project)
         # Also when nothing changed: it makes the online store's tables where they are missing.
         _apply(store, wanted, [value for _, _, value in removed])
     return changes
@@ -193,7 +199,11 @@ def _registered(store: FeatureStore) -> dict[str, dict[str, Any]]:
     return {
         "entities": {e.name: e for e in store.list_entities() if e.name != own},
         "views": {v.name: v for v in store.list_batch_feature_views()},
-        "on_demand_views": {v.name: v for v in store.list_on_demand_feature_views()},
+        "on_demand_views": {
+            v.name: v
+            # Without their functions: the registry's would run here as whoever applies.
+            for v in store.registry.list_on_demand_feature_views(store.project, skip_udf=True)
+        },
         "services": {s.name: s for s in store.list_feature_services()},
     }
 
@@ -225,6 +235,24 @@ def _without_incidental(node: Any) -> Any:
 
 def _is_default_entity(item: Any) -> bool:
     return isinstance(item, dict) and item.get("name") == f"{_DEFAULT_ENTITY}_id"
+
+
+def note_materialized(
+    settings: Settings, store: FeatureStore, view: FeatureView, end: datetime
+) -> None:
+    """Write into the registry that the view's rows up to `end` are online.
+
+    One interval stands for all: Feast's own call adds one a run, for ever.
+
+    Raises:
+        BusyError: another process holds the registry.
+    """
+    with _registry_lock(settings):
+        # Read again: the view may have been applied anew while its rows were written.
+        present = store.registry.get_feature_view(view.name, store.project)
+        present.materialization_intervals = [(EPOCH, max(present.most_recent_end_time or end, end))]
+        present.state = FeatureViewState.AVAILABLE_ONLINE
+        store.registry.apply_feature_view(present, store.project)
 
 
 def registered_view(store: FeatureStore, declared: FeatureView) -> FeatureView:

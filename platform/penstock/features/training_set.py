@@ -75,6 +75,7 @@ def build_training_set(
     Raises:
         NotFoundError: no such use case, service, table, version or column.
         TrainingDataError: there is no row in the period.
+        UserError: rows were added to the label table after the features were built from it.
         IntegrityError: the set exists already and its file is not what was written.
     """
     objects = load_feature_objects(settings, use_case)
@@ -87,6 +88,7 @@ def build_training_set(
             f"{', '.join(clash)} would be both a feature and a column of the labels",
             next_step="leave it out of the extra columns",
         )
+    join.check_built(settings, labels)
     store = open_store(settings)
     for attempt in range(1, _ATTEMPTS + 1):
         versions = join.source_versions(settings)

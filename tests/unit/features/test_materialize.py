@@ -6,10 +6,8 @@ from datetime import UTC, datetime
 
 import polars as pl
 import pytest
-from feast.infra.online_stores.helpers import get_online_store_from_config
 
 from payments import (
-    FIRST_DAY,
     SERVICE,
     USE_CASE,
     commit_payments,
@@ -20,6 +18,7 @@ from payments import (
 from penstock.data import tables
 from penstock.errors import BusyError, NotFoundError, UserError
 from penstock.features import materialize as materialize_module
+from penstock.features import sqlite_online_store
 from penstock.features.build import build
 from penstock.features.materialize import materialize
 from penstock.features.online import OnlineReader
@@ -29,14 +28,6 @@ from penstock.locks import exclusive
 from real_data import REPO_ROOT
 
 CUSTOMERS = "card_fraud.customer_windows"
-
-
-def prepared(tmp_path, payments: pl.DataFrame | None = None):
-    settings = settings_in(tmp_path)
-    commit_payments(settings, make_payments(600) if payments is None else payments)
-    build(settings, USE_CASE)
-    apply(settings)
-    return settings
 
 
 def online_counts(settings, customers, at: datetime) -> list[float]:
@@ -64,28 +55,29 @@ def offline_counts(settings, until: datetime) -> dict[int, int]:
 
 
 class TestMaterialize:
-    def test_every_entity_has_its_newest_row_up_to_the_end(self, tmp_path):
-        settings = prepared(tmp_path)
+    def test_every_entity_has_its_newest_row_up_to_the_end(self, prepared):
         until = end_of_day(30)
-        views = materialize(settings, USE_CASE, until=until)
-        expected = offline_counts(settings, until)
+        views = materialize(prepared, USE_CASE, until=until)
+        expected = offline_counts(prepared, until)
         assert views[0].num_entities == len(expected)
         assert views[0].newest_event <= until
-        assert online_counts(settings, expected, until) == list(expected.values())
+        assert online_counts(prepared, expected, until) == list(expected.values())
 
-    def test_an_earlier_run_after_a_later_one_leaves_the_newer_rows(self, tmp_path):
-        settings = prepared(tmp_path)
-        materialize(settings, USE_CASE, until=end_of_day(50))
-        materialize(settings, USE_CASE, until=end_of_day(20))
-        expected = offline_counts(settings, end_of_day(50))
-        assert online_counts(settings, expected, end_of_day(50)) == list(expected.values())
+    def test_an_earlier_run_after_a_later_one_leaves_the_newer_rows(self, prepared):
+        materialize(prepared, USE_CASE, until=end_of_day(50))
+        materialize(prepared, USE_CASE, until=end_of_day(20))
+        expected = offline_counts(prepared, end_of_day(50))
+        assert online_counts(prepared, expected, end_of_day(50)) == list(expected.values())
 
     def test_a_late_payment_changes_a_row_that_was_online_already(self, tmp_path):
         payments = make_payments(600)
         late = payments["CUSTOMER_ID"][599]
         mine = payments.filter(pl.col("CUSTOMER_ID") == late)
         forgotten = mine["TRANSACTION_ID"][-2]
-        settings = prepared(tmp_path, payments.filter(pl.col("TRANSACTION_ID") != forgotten))
+        settings = settings_in(tmp_path)
+        commit_payments(settings, payments.filter(pl.col("TRANSACTION_ID") != forgotten))
+        build(settings, USE_CASE)
+        apply(settings)
         materialize(settings, USE_CASE)
         before = online_counts(settings, [late], end_of_day(59))
         commit_payments(settings, payments.filter(pl.col("TRANSACTION_ID") == forgotten))
@@ -93,8 +85,7 @@ class TestMaterialize:
         materialize(settings, USE_CASE)
         assert online_counts(settings, [late], end_of_day(59)) == [before[0] + 1]
 
-    def test_the_watermark_moves_after_all_rows_are_written(self, tmp_path, monkeypatch):
-        settings = prepared(tmp_path)
+    def test_the_watermark_moves_after_all_rows_are_written(self, prepared, monkeypatch):
         monkeypatch.setattr(materialize_module, "_ROWS_PER_BLOCK", 10)
         write, calls = RowSqliteOnlineStore.write_rows, []
 
@@ -106,29 +97,33 @@ class TestMaterialize:
 
         monkeypatch.setattr(RowSqliteOnlineStore, "write_rows", fail_at_the_second_block)
         with pytest.raises(OSError, match="disk is full"):
-            materialize(settings, USE_CASE)
-        view = open_store(settings).get_feature_view("card_fraud_customer")
+            materialize(prepared, USE_CASE)
+        view = open_store(prepared).get_feature_view("card_fraud_customer")
         assert view.most_recent_end_time is None
-        materialize(settings, USE_CASE, until=end_of_day(40))
-        view = open_store(settings).get_feature_view("card_fraud_customer")
+        materialize(prepared, USE_CASE, until=end_of_day(40))
+        view = open_store(prepared).get_feature_view("card_fraud_customer")
         assert view.most_recent_end_time == end_of_day(40)
 
-    def test_progress_counts_rows(self, tmp_path, monkeypatch):
-        settings = prepared(tmp_path)
+    def test_the_registry_holds_one_interval_however_often_it_ran(self, prepared):
+        for day in (20, 40, 30):
+            materialize(prepared, USE_CASE, until=end_of_day(day))
+        view = open_store(prepared).get_feature_view("card_fraud_customer")
+        assert [interval[1] for interval in view.materialization_intervals] == [end_of_day(40)]
+
+    def test_progress_counts_rows(self, prepared, monkeypatch):
         monkeypatch.setattr(materialize_module, "_ROWS_PER_BLOCK", 30)
         heard = []
         materialize(
-            settings, USE_CASE, progress=lambda step, done, total, **_: heard.append((done, total))
+            prepared, USE_CASE, progress=lambda step, done, total, **_: heard.append((done, total))
         )
         assert heard[:3] == [(0, 40), (30, 40), (40, 40)]
 
-    def test_a_second_run_at_once_is_told_who_is_at_it(self, tmp_path):
-        settings = prepared(tmp_path)
+    def test_a_second_run_at_once_is_told_who_is_at_it(self, prepared, tmp_path):
         with (
             exclusive(tmp_path / "locks" / f"materialize-{USE_CASE}", what="x"),
             pytest.raises(BusyError, match=f"process {os.getpid()}"),
         ):
-            materialize(settings, USE_CASE)
+            materialize(prepared, USE_CASE)
 
     def test_views_that_were_not_applied_are_refused(self, tmp_path):
         settings = settings_in(tmp_path)
@@ -144,8 +139,7 @@ class TestMaterialize:
             materialize(settings, USE_CASE)
 
     @pytest.mark.slow
-    def test_a_run_that_is_killed_is_finished_by_the_next(self, tmp_path):
-        settings = prepared(tmp_path)
+    def test_a_run_that_is_killed_is_finished_by_the_next(self, prepared, tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", _KILLED_WHILE_WRITING, str(tmp_path)],
             env=os.environ | {"PYTHONPATH": str(REPO_ROOT / "tests")},
@@ -154,9 +148,9 @@ class TestMaterialize:
             check=False,
         )
         assert done.returncode == -signal.SIGKILL, done.stderr
-        materialize(settings, USE_CASE, until=datetime(2024, 12, 31, tzinfo=UTC))
-        expected = offline_counts(settings, end_of_day(59))
-        assert online_counts(settings, expected, end_of_day(59)) == list(expected.values())
+        materialize(prepared, USE_CASE, until=datetime(2024, 12, 31, tzinfo=UTC))
+        expected = offline_counts(prepared, end_of_day(59))
+        assert online_counts(prepared, expected, end_of_day(59)) == list(expected.values())
 
 
 _KILLED_WHILE_WRITING = """
@@ -181,16 +175,10 @@ materialize.materialize(settings_in(Path(sys.argv[1])), USE_CASE)
 
 
 class TestGuardOff:
-    def test_without_the_guard_an_earlier_run_would_win(self, tmp_path):
-        """Shows that the tests above can fail: the same two runs with the rows removed between."""
-        settings = prepared(tmp_path)
-        materialize(settings, USE_CASE, until=end_of_day(50))
-        store = open_store(settings)
-        online = get_online_store_from_config(store.config.online_store)
-        views = [store.get_feature_view("card_fraud_customer")]
-        online.update(store.config, views, [], [], [], partial=False)
-        online.update(store.config, [], views, [], [], partial=False)
-        online.disconnect()
-        materialize(settings, USE_CASE, until=end_of_day(20))
-        newest = offline_counts(settings, end_of_day(50))
-        assert online_counts(settings, newest, FIRST_DAY) != list(newest.values())
+    def test_without_the_stores_guard_an_earlier_run_would_win(self, prepared, monkeypatch):
+        """Shows that the test of an earlier run after a later one can fail."""
+        monkeypatch.setattr(sqlite_online_store, "_ONLY_NEWER", "")
+        materialize(prepared, USE_CASE, until=end_of_day(50))
+        materialize(prepared, USE_CASE, until=end_of_day(20))
+        newest = offline_counts(prepared, end_of_day(50))
+        assert online_counts(prepared, newest, end_of_day(50)) != list(newest.values())

@@ -1,7 +1,17 @@
 import polars as pl
+import pytest
 
-from payments import SERVICE, TRANSACTIONS, USE_CASE, end_of_day
+from payments import (
+    SERVICE,
+    TRANSACTIONS,
+    USE_CASE,
+    commit_payments,
+    end_of_day,
+    make_payments,
+)
+from penstock.errors import UserError
 from penstock.features.declarations import load_feature_objects
+from penstock.features.historical import HistoricalReader
 from penstock.features.service_join import PinnedRows, ServiceJoin
 from penstock.features.store import open_store
 
@@ -9,6 +19,21 @@ from penstock.features.store import open_store
 def join_of(settings) -> ServiceJoin:
     objects = load_feature_objects(settings, USE_CASE)
     return ServiceJoin(objects, objects.service(SERVICE))
+
+
+class TestHistoricalReader:
+    def test_rows_that_came_after_the_last_build_are_not_scored_without_their_features(
+        self, prepared
+    ):
+        def reader(version=None):
+            return HistoricalReader(
+                prepared, use_case=USE_CASE, service=SERVICE, table=TRANSACTIONS, version=version
+            )
+
+        commit_payments(prepared, make_payments(700)[600:])
+        with pytest.raises(UserError, match="features build card_fraud"):
+            reader()
+        assert reader(version=0).table_version == 0
 
 
 class TestServiceJoin:

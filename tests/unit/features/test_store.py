@@ -108,6 +108,23 @@ class TestApply:
         assert apply(settings, [USE_CASE]) == []
         assert len(open_store(settings).list_feature_services()) >= 1
 
+    def test_no_function_from_the_registry_is_loaded(self, tmp_path, monkeypatch):
+        from feast.transformation import udf_rehydrate
+
+        settings = settings_in(tmp_path)
+        apply(settings)
+
+        def loaded(**_given):
+            raise AssertionError("a function of the registry was loaded")
+
+        monkeypatch.setattr(udf_rehydrate, "resolve_udf", loaded)
+        assert apply(settings) == []
+        view = load_feature_objects(settings, USE_CASE).on_demand_views[
+            "card_fraud_payment_features"
+        ]
+        monkeypatch.setattr(view, "description", "changed")
+        assert [(c.name, c.change) for c in apply(settings)] == [(view.name, "updated")]
+
     def test_an_apply_beside_another_is_told_to_come_back(self, tmp_path, monkeypatch):
         monkeypatch.setattr(store_module, "_WAIT_FOR_REGISTRY_S", 0.05)
         with (

@@ -51,7 +51,7 @@ def training_set(settings, start=FIRST_DAY, end=LAST, **changes):
     return build_training_set(settings, **(wanted | changes))
 
 
-def prepared(tmp_path, payments: pl.DataFrame):
+def prepared_from(tmp_path, payments: pl.DataFrame):
     settings = settings_in(tmp_path)
     commit_payments(settings, payments)
     build(settings, USE_CASE)
@@ -90,18 +90,33 @@ class TestBuildTrainingSet:
         other = training_set(online_settings, end=end_of_day(58))
         assert other.id != first.id
 
-    def test_another_storage_with_the_same_rows_gives_the_same_id(self, tmp_path):
-        payments = make_payments(200)
-        ids = [training_set(prepared(tmp_path / name, payments)).id for name in ("one", "another")]
-        assert ids[0] == ids[1]
+    def test_another_storage_with_the_same_rows_gives_the_same_id(self, prepared, tmp_path):
+        another = prepared_from(tmp_path / "another", make_payments(600))
+        assert training_set(another).id == training_set(prepared).id
 
     def test_an_older_version_of_the_labels_can_be_asked_for(self, tmp_path):
         payments = make_payments(300)
-        settings = prepared(tmp_path, payments[:200])
+        settings = prepared_from(tmp_path, payments[:200])
         commit_payments(settings, payments[200:])
         made = training_set(settings, version=0)
         assert (made.num_rows, made.table_versions[TRANSACTIONS]) == (200, 0)
+        build(settings, USE_CASE)
         assert training_set(settings).num_rows == 300
+
+    def test_rows_that_came_after_the_last_build_are_not_joined_without_their_features(
+        self, prepared
+    ):
+        more = make_payments(700)[600:]
+        commit_payments(prepared, more)
+        with pytest.raises(UserError, match=r"version 0 of .* run `penstock features build"):
+            training_set(prepared)
+        assert training_set(prepared, version=0).num_rows == 600
+        build(prepared, USE_CASE)
+        assert training_set(prepared).num_rows == 700
+
+    def test_a_version_that_added_no_row_asks_for_no_build(self, prepared):
+        commit_payments(prepared, make_payments(1)[:0])
+        assert training_set(prepared).table_versions[TRANSACTIONS] == 1
 
     def test_it_names_the_version_of_each_table_that_it_read(self, online_settings):
         assert training_set(online_settings).table_versions == {
@@ -110,9 +125,8 @@ class TestBuildTrainingSet:
             TRANSACTIONS: 0,
         }
 
-    def test_a_set_that_was_damaged_is_not_used_again(self, tmp_path):
-        settings = prepared(tmp_path, make_payments(200))
-        made = training_set(settings)
+    def test_a_set_that_was_damaged_is_not_used_again(self, prepared):
+        made = training_set(prepared)
         file = Path(made.path) / "data.parquet"
         data = bytearray(file.read_bytes())
         data[200] ^= 1
@@ -120,18 +134,17 @@ class TestBuildTrainingSet:
         with pytest.raises(IntegrityError, match=made.id[:12]):
             read_training_set(made)
         with pytest.raises(IntegrityError, match="build it again"):
-            training_set(settings)
+            training_set(prepared)
         shutil.rmtree(made.path)
-        assert training_set(settings) == made
+        assert training_set(prepared) == made
 
-    def test_what_a_killed_run_left_behind_does_no_harm(self, tmp_path):
-        settings = prepared(tmp_path, make_payments(200))
-        made = training_set(settings)
+    def test_what_a_killed_run_left_behind_does_no_harm(self, prepared):
+        made = training_set(prepared)
         folder = Path(made.path)
         folder.rename(folder.parent / f".partial-{made.id}")
         (folder.parent / f".partial-{made.id}" / "data.parquet").write_bytes(b"half")
-        assert training_set(settings) == made
-        assert read_training_set(made).height == 200
+        assert training_set(prepared) == made
+        assert read_training_set(made).height == 600
         assert list(folder.parent.glob(".partial-*")) == []
 
     def test_a_build_in_between_is_noticed_and_the_join_done_again(
@@ -211,7 +224,7 @@ class TestPublishedValues:
         payments = pl.concat([pl.read_parquet(file) for file in files]).with_columns(
             pl.col("TX_DATETIME").dt.replace_time_zone("UTC")
         )
-        settings = prepared(tmp_path, payments)
+        settings = prepared_from(tmp_path, payments)
         made = training_set(
             settings, datetime(2018, 7, 25, tzinfo=UTC), datetime(2018, 8, 1, tzinfo=UTC)
         )
