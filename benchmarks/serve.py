@@ -1,10 +1,11 @@
 """Online prediction with feature lookup: Penstock beside what is glued by hand, under one load.
 
-    scripts/bench serve [--redis] [--seconds 8] [--days 140] [--estimator xgboost]
+    scripts/bench serve [--redis] [--seconds 5] [--days 140] [--estimator xgboost]
 
 In one run, on one machine, with the same model, features, rows and client: Penstock as `penstock
 deploy` leaves it; FastAPI with Feast's SDK and an MLflow pyfunc on uvicorn; the same on Ray Serve's
-defaults. All three run one serving process. Needs `wrk`: `apt-get install -y wrk`.
+defaults. All three run one serving process; each number is the median of three runs.
+Needs `wrk`: `apt-get install -y wrk`.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 NUM_CONNECTIONS = 32
+NUM_RUNS = 3
 GOALS = {"ratio": 8.0, "p99_ms": 25.0, "p50_ms_at_1": 1.5}
 WRK_SCRIPT = """
 math.randomseed(7)
@@ -57,7 +60,7 @@ class Load:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--redis", action="store_true", help="features in Redis, for all three")
-    parser.add_argument("--seconds", type=int, default=8, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=5, help="of each of three runs")
     parser.add_argument("--days", type=int, default=140, help="of simulated payments")
     parser.add_argument("--estimator", default="xgboost")
     arguments = parser.parse_args()
@@ -267,9 +270,20 @@ def check_same(label: str, mine: list[float], theirs: list[float]) -> None:
 
 
 def load_of(url: str, script: Path, seconds: int) -> dict[int, Load]:
-    """Requests a second and latency at many connections and at one, after a warm-up."""
+    """Requests a second and latency at many connections and at one: medians, after a warm-up."""
     wrk(url, script, NUM_CONNECTIONS, 3)
-    return {n: wrk(url, script, n, seconds) for n in (NUM_CONNECTIONS, 1)}
+    return {
+        n: median([wrk(url, script, n, seconds) for _ in range(NUM_RUNS)])
+        for n in (NUM_CONNECTIONS, 1)
+    }
+
+
+def median(loads: list[Load]) -> Load:
+    return Load(
+        requests_per_s=statistics.median(load.requests_per_s for load in loads),
+        p50_ms=statistics.median(load.p50_ms for load in loads),
+        p99_ms=statistics.median(load.p99_ms for load in loads),
+    )
 
 
 def wrk(url: str, script: Path, num_connections: int, seconds: int) -> Load:
