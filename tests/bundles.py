@@ -170,7 +170,7 @@ def add_version(
     settings: "Settings", run_id: str, *, average_precision: float = 0.61, log_loss: float = 0.05
 ) -> int:
     """Seal and register a version, without the training set that a real registration needs."""
-    from penstock.registry.package import seal
+    from penstock.registry.package import read_bundle, seal
     from penstock.registry.versions import ModelRegistry, VersionFacts
 
     registry = ModelRegistry(settings)
@@ -178,7 +178,9 @@ def add_version(
     write_bundle(bundle, run_id=run_id, average_precision=average_precision, log_loss=log_loss)
     entry = registry.add_entry("spills", run_id)
     folder = registry.folder("spills", entry.version)
-    manifest = seal(bundle, folder, settings, model="spills", version=entry.version, card="# card")
+    manifest = seal(
+        read_bundle(bundle, model="spills"), folder, settings, version=entry.version, card="# card"
+    )
     facts = VersionFacts(
         digest=manifest.digest,
         use_case="dam",

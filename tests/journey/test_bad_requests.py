@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from payments import end_of_day
 from penstock.cluster.local import LocalCluster, state_path
-from penstock.registry.package import seal
+from penstock.registry.package import read_bundle, seal
 from penstock.registry.versions import ModelVersion, VersionFacts
 from penstock.serving.deploy import Deployment, deploy, undeploy
 from projects import Project
@@ -109,7 +109,7 @@ def server(
     }
     (bundle / "signature.json").write_text(json.dumps(signature))
     folder = mine.models_path / MODEL / "1"
-    manifest = seal(bundle, folder, mine, model=MODEL, version=1, card="# Requests")
+    manifest = seal(read_bundle(bundle, model=MODEL), folder, mine, version=1, card="# Requests")
     version = ModelVersion(
         name=MODEL,
         version=1,

@@ -17,7 +17,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -93,17 +93,11 @@ class PackageManifest(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifiedPackage:
-    """Exactly the bytes that were verified; nothing is read from disk again."""
+class Bundle:
+    """What a training left, read once: nothing is read from disk again."""
 
     files: Mapping[str, bytes]
     signature: Signature
-    manifest: PackageManifest
-
-    @property
-    def digest(self) -> str:
-        """The version's identity."""
-        return self.manifest.digest
 
     @property
     def onnx(self) -> bytes:
@@ -116,30 +110,50 @@ class VerifiedPackage:
         return dict(orjson.loads(self.files[TRAINING_FILE]))
 
 
-def seal(
-    bundle: Path,
-    into: Path,
-    settings: Settings,
-    *,
-    model: str,
-    version: int,
-    card: str,
-    before_rename: Callable[[], None] = lambda: None,
-) -> PackageManifest:
-    """Copy a run's bundle into the folder `into`, signed; all of it appears at once or nothing.
+@dataclass(frozen=True, kw_only=True)
+class VerifiedPackage(Bundle):
+    """Exactly the bytes that were verified."""
 
-    Args:
-        bundle: the folder that training left.
-        into: `<models>/<model>/<version>`; must not exist.
-        settings: says where the signing key is.
-        model: the model's name.
-        version: its version; both are signed, so a folder can't pose as another version.
-        card: the model card, Markdown.
-        before_rename: called when everything is written but nothing visible yet.
+    manifest: PackageManifest
+
+    @property
+    def digest(self) -> str:
+        """The version's identity."""
+        return self.manifest.digest
+
+
+def read_bundle(folder: Path, *, model: str) -> Bundle:
+    """Read the folder that a training left.
 
     Raises:
-        IntegrityError: the bundle lacks a file, holds something that is no plain file, or `into`
-            already exists.
+        IntegrityError: it lacks a file, holds something that is no plain file, or is of another
+            model.
+    """
+    contents = _read_tree(folder)
+    for name in _NEEDED:
+        if name not in contents:
+            raise IntegrityError(f"the bundle {folder} has no {name}", next_step="train it again")
+    for name in _OURS:
+        if name in contents:
+            raise IntegrityError(f"the bundle {folder} already holds a {name}")
+    signature = _parse_signature(contents[SIGNATURE_FILE], model=model, where=folder)
+    return Bundle(files=contents, signature=signature)
+
+
+def seal(
+    bundle: Bundle, into: Path, settings: Settings, *, version: int, card: str
+) -> PackageManifest:
+    """Write a run's bundle into the folder `into`, signed; all of it appears at once or nothing.
+
+    Args:
+        bundle: what training left.
+        into: `<models>/<model>/<version>`; must not exist.
+        settings: says where the signing key is.
+        version: signed with the model's name, so a folder can't pose as another version.
+        card: the model card, Markdown.
+
+    Raises:
+        IntegrityError: `into` already exists.
     """
     if into.exists():
         raise IntegrityError(
@@ -147,17 +161,9 @@ def seal(
             next_step="register the run again; it gets a version of its own",
         )
     signer = open_signer(settings.keys_path)
-    contents = _read_tree(bundle)
-    for name in _NEEDED:
-        if name not in contents:
-            raise IntegrityError(f"the bundle {bundle} has no {name}", next_step="train it again")
-    for name in _OURS:
-        if name in contents:
-            raise IntegrityError(f"the bundle {bundle} already holds a {name}")
-    _parse_signature(contents[SIGNATURE_FILE], model=model, where=bundle)
-    contents[CARD_FILE] = card.encode()
+    contents = {**bundle.files, CARD_FILE: card.encode()}
     manifest = PackageManifest(
-        model=model,
+        model=bundle.signature.model,
         version=version,
         created=datetime.now(UTC),
         key_id=signer.key_id,
@@ -173,7 +179,6 @@ def seal(
     try:
         temporary.chmod(0o755)
         _write_tree(temporary, contents)
-        before_rename()
         temporary.rename(into)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,26 +1,19 @@
 """Registers a run as a version: checked against its native weights, sealed, then visible."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import orjson
-from pydantic import ValidationError
 
 from penstock.errors import IntegrityError
 from penstock.features.training_set import load_training_set, read_training_set
-from penstock.handover import MODEL_FILE, SIGNATURE_FILE, TRAINING_FILE
+from penstock.handover import NATIVE_FOLDER
 from penstock.registry.agreement import MAX_ROWS, Agreement, check_agreement
 from penstock.registry.card import render_card
 from penstock.registry.lock import model_lock
-from penstock.registry.package import (
-    PackageManifest,
-    Signature,
-    remove_unfinished,
-    seal,
-    verify,
-)
+from penstock.registry.package import Bundle, read_bundle, remove_unfinished, seal, verify
 from penstock.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -88,21 +81,28 @@ def register(settings: Settings, run: TrainedRun) -> ModelVersion:
 
 
 def _add(settings: Settings, registry: ModelRegistry, run: TrainedRun) -> Entry:
-    bundle = Path(run.bundle_path)
-    signature = _read_signature(bundle)
-    agreement = check_agreement(
-        load_native(bundle),
-        _read(bundle, MODEL_FILE),
-        real_rows(settings, run.training_set_id, signature.feature_names),
-    )
+    # Read once: what is compared and described is what will be sealed.
+    bundle = read_bundle(Path(run.bundle_path), model=run.model)
+    rows = real_rows(settings, run.training_set_id, bundle.signature.feature_names)
+    with TemporaryDirectory() as folder:
+        _unpack_native(bundle, Path(folder))
+        agreement = check_agreement(load_native(Path(folder)), bundle.onnx, rows)
     with model_lock(settings, run.model, wait_s=_LOCK_WAIT_S):
         entry = registry.find_entry(run.model, run.run_id)
         if entry is None:
             entry = registry.add_entry(run.model, run.run_id)
         if not entry.ready:
-            manifest = _sealed(settings, registry, entry, run, bundle, signature, agreement)
-            registry.finish_entry(entry, _facts(signature, run, bundle, manifest, agreement))
+            digest = _sealed(settings, registry, entry, run, bundle, agreement)
+            registry.finish_entry(entry, _facts(run, bundle, digest, agreement))
     return entry
+
+
+def _unpack_native(bundle: Bundle, folder: Path) -> None:
+    """Put the native weights where their libraries read them from: files."""
+    for name, content in bundle.files.items():
+        if name.startswith(f"{NATIVE_FOLDER}/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
 
 def real_rows(
@@ -122,10 +122,9 @@ def _sealed(
     registry: ModelRegistry,
     entry: Entry,
     run: TrainedRun,
-    bundle: Path,
-    signature: Signature,
+    bundle: Bundle,
     agreement: Agreement,
-) -> PackageManifest:
+) -> str:
     folder = registry.folder(entry.name, entry.version)
     remove_unfinished(folder.parent)
     if folder.exists():
@@ -136,42 +135,18 @@ def _sealed(
                 f"{folder} holds the run {package.training.get('run_id')}, not {run.run_id}",
                 next_step="move that folder away if no registry needs it, then train again",
             )
-        return package.manifest
-    training = orjson.loads(_read(bundle, TRAINING_FILE))
-    card = render_card(signature, training, agreement, version=entry.version)
-    return seal(bundle, folder, settings, model=entry.name, version=entry.version, card=card)
+        return package.digest
+    card = render_card(bundle.signature, bundle.training, agreement, version=entry.version)
+    return seal(bundle, folder, settings, version=entry.version, card=card).digest
 
 
-def _facts(
-    signature: Signature,
-    run: TrainedRun,
-    bundle: Path,
-    manifest: PackageManifest,
-    agreement: Agreement,
-) -> VersionFacts:
+def _facts(run: TrainedRun, bundle: Bundle, digest: str, agreement: Agreement) -> VersionFacts:
     return VersionFacts(
-        digest=manifest.digest,
-        use_case=signature.use_case,
-        estimator=signature.estimator,
+        digest=digest,
+        use_case=bundle.signature.use_case,
+        estimator=bundle.signature.estimator,
         training_set_id=run.training_set_id,
-        metrics=orjson.loads(_read(bundle, TRAINING_FILE)).get("metrics", {}),
+        metrics=bundle.training.get("metrics", {}),
         agreement_rows=agreement.num_rows,
         agreement_max_difference=agreement.max_abs_difference,
     )
-
-
-def _read_signature(bundle: Path) -> Signature:
-    try:
-        return Signature.model_validate_json(_read(bundle, SIGNATURE_FILE))
-    except ValidationError as error:
-        raise IntegrityError(
-            f"{bundle / SIGNATURE_FILE} does not fit: {error.errors()[0]['msg']}",
-            next_step="train the model again",
-        ) from None
-
-
-def _read(bundle: Path, name: str) -> bytes:
-    file = bundle / name
-    if not file.is_file():
-        raise IntegrityError(f"the bundle {bundle} has no {name}", next_step="train it again")
-    return file.read_bytes()

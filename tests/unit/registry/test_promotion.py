@@ -168,53 +168,6 @@ class TestRollback:
         assert aliases(project)["champion"] == 2
 
 
-class TestKilledMoves:
-    # Each step of a move is one call to MLflow; dying before any of them must lose nothing.
-    @pytest.mark.parametrize("dies_at", range(5))
-    def test_a_move_killed_at_any_step_is_done_or_undone_and_the_next_one_works(
-        self, project, monkeypatch, dies_at
-    ):
-        add_version(project, "run-1", average_precision=0.5)
-        add_version(project, "run-2", average_precision=0.55)
-        add_version(project, "run-3", average_precision=0.6)
-        promote(project, "spills", 1, expected=None)
-        ModelRegistry(project).set_aliases("spills", {"challenger": 2})
-        calls = 0
-
-        def dying(self, function):
-            def call(*arguments, **keywords):
-                nonlocal calls
-                calls += 1
-                if calls > dies_at:
-                    raise KeyboardInterrupt
-                return function(*arguments, **keywords)
-
-            return call
-
-        from mlflow import MlflowClient
-
-        with monkeypatch.context() as patch:
-            for name in (
-                "set_registered_model_tag",
-                "set_registered_model_alias",
-                "delete_registered_model_alias",
-            ):
-                patch.setattr(MlflowClient, name, dying(None, getattr(MlflowClient, name)))
-            with pytest.raises(KeyboardInterrupt):
-                promote(project, "spills", 2, expected=1)
-        assert calls == dies_at + 1
-        seen = aliases(project)["champion"]
-        assert seen in (1, 2)
-        # An intent that was written is carried out by the next holder of the lock.
-        now = 1 if dies_at == 0 else 2
-        promote(project, "spills", 3, expected=now)
-        assert aliases(project)["champion"] == 3
-        assert aliases(project)["previous_champion"] == now
-        moves = ModelRegistry(project).moves("spills")
-        assert [move.number for move in moves] == list(range(1, len(moves) + 1))
-        assert [m.to_version for m in moves] == ([1, 3] if dies_at == 0 else [1, 2, 3])
-
-
 class TestCompare:
     def test_it_shows_what_the_gate_would_say_and_changes_nothing(self, project):
         add_version(project, "run-1", average_precision=0.61)

@@ -7,6 +7,7 @@ import pytest
 
 from penstock.errors import GateRefusedError, IntegrityError
 from penstock.registry import registration
+from penstock.registry.agreement import Agreement, check_agreement
 from penstock.registry.package import verify
 from penstock.registry.registration import real_rows, register
 from penstock.registry.versions import ModelRegistry, list_versions
@@ -76,6 +77,24 @@ class TestRegister:
         assert ModelRegistry(settings).names() == []
         assert not settings.models_path.exists()
 
+    def test_what_is_sealed_is_what_was_compared_whatever_happens_to_the_bundle(
+        self, run, monkeypatch
+    ):
+        settings, trained = run
+        graph = Path(trained.bundle_path) / "model.onnx"
+        compared = graph.read_bytes()
+
+        def compare_then_spoil(*arguments: object) -> Agreement:
+            graph.write_bytes(b"evil")
+            (graph.parent / "training.json").write_text("{}")
+            return check_agreement(*arguments)
+
+        monkeypatch.setattr(registration, "check_agreement", compare_then_spoil)
+        version = register(settings, trained)
+        package = verify(Path(version.path), settings)
+        assert package.onnx == compared
+        assert version.metrics == package.training["metrics"]
+
     def test_a_bundle_without_its_graph_is_refused(self, run):
         settings, trained = run
         (Path(trained.bundle_path) / "model.onnx").unlink()
@@ -92,36 +111,6 @@ class TestRegister:
         shutil.copytree(version.path, second)
         with pytest.raises(IntegrityError):
             register(settings, other)
-
-
-class TestKilled:
-    @pytest.mark.parametrize(
-        "step", ["seal", "before_rename", "finish_entry", "set_aliases", "add_entry"]
-    )
-    def test_a_registration_killed_at_any_step_is_finished_by_the_next(
-        self, run, monkeypatch, step
-    ):
-        settings, trained = run
-
-        def die(*_: object, **__: object) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            if step == "seal":
-                patch.setattr(registration, "seal", die)
-            elif step == "before_rename":
-                patch.setattr(Path, "rename", die)
-            else:
-                patch.setattr(ModelRegistry, step, die)
-            with pytest.raises(KeyboardInterrupt):
-                register(settings, trained)
-        if step != "set_aliases":
-            registry = ModelRegistry(settings)
-            assert [v for name in registry.names() for v in registry.versions(name)] == []
-        version = register(settings, trained)
-        assert (version.version, version.aliases) == (1, ("challenger",))
-        verify(Path(version.path), settings, digest=version.digest)
-        assert [p.name for p in Path(version.path).parent.iterdir()] == ["1"]
 
 
 def test_the_rows_that_are_compared_are_those_of_the_training_set(trained):

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 
 from bundles import FEATURES, native_score, write_bundle
 from penstock.errors import IntegrityError
-from penstock.registry.package import MODEL_FILE, VerifiedPackage, seal, verify
+from penstock.registry.package import MODEL_FILE, VerifiedPackage, read_bundle, seal, verify
 from penstock.serving.predictor import Predictor
 from penstock.settings import Settings
 
@@ -17,7 +17,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> VerifiedPackage:
     settings = Settings(project_root=folder)
     into = settings.models_path / "spills" / "1"
     bundle = write_bundle(folder / "bundle")
-    seal(bundle, into, settings, model="spills", version=1, card="# Spills")
+    seal(read_bundle(bundle, model="spills"), into, settings, version=1, card="# Spills")
     return verify(into, settings)
 
 
