@@ -6,7 +6,8 @@ Whatever no model answers ends here too, so that an unknown model is a 404 in JS
 import asyncio
 import re
 import time
-import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 
 import orjson
@@ -15,10 +16,13 @@ from ray import serve
 
 from penstock.errors import RequestError
 from penstock.serving import http
+from penstock.serving.client import open_directly
 
 _METRICS_KEPT = re.compile(rb"(?:# (?:HELP|TYPE) )?ray_(?:penstock|serve)_")
 _STATUS_AGE_S = 0.5
 _METRICS_TIMEOUT_S = 5.0
+_MAX_SCRAPES_AT_ONCE = 16
+_SILENT_NODES = b"ray_penstock_silent_nodes"
 
 
 class Root:
@@ -93,22 +97,31 @@ def _unknown(path: str) -> RequestError:
 
 
 def _scrape() -> bytes:
-    """Collect the serving metrics of every live node; each node's agent exports its own."""
-    kept: dict[bytes, None] = {}
+    """Collect the serving metrics of every live node; each node's agent exports its own.
+
+    A node that does not answer is left out and counted: it must not hide the others.
+    """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray types it not
-    for node in nodes:
-        if not node["Alive"] or not node.get("MetricsExportPort"):
-            continue
-        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        with urllib.request.urlopen(url, timeout=_METRICS_TIMEOUT_S) as page:
-            # The same HELP and TYPE lines come from each node and may stand once only.
-            kept.update(
-                dict.fromkeys(
-                    line for line in page.read().split(b"\n") if _METRICS_KEPT.match(line)
-                )
-            )
-    ordered: list[bytes] = sorted(kept, key=_family)
-    return b"\n".join(ordered) + b"\n"
+    urls = [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in nodes
+        if node["Alive"] and node.get("MetricsExportPort")
+    ]
+    with ThreadPoolExecutor(_MAX_SCRAPES_AT_ONCE) as threads:
+        pages = list(threads.map(_read_page, urls))
+    # The same HELP and TYPE lines come from each node and may stand once only.
+    kept = {line for page in pages for line in page.split(b"\n") if _METRICS_KEPT.match(line)}
+    silent = b"%s %d" % (_SILENT_NODES, pages.count(b""))
+    lines = [*sorted(kept, key=_family), b"# TYPE %s gauge" % _SILENT_NODES, silent]
+    return b"\n".join(lines) + b"\n"
+
+
+def _read_page(url: str) -> bytes:
+    try:
+        with open_directly(url, timeout_s=_METRICS_TIMEOUT_S) as page:
+            return bytes(page.read())
+    except (OSError, HTTPException):
+        return b""
 
 
 def _family(line: bytes) -> tuple[bytes, int]:

@@ -1,4 +1,9 @@
-from penstock.serving.root import _METRICS_KEPT, _family, _unknown
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from penstock.serving.root import _METRICS_KEPT, _family, _scrape, _unknown
 
 
 def test_an_unknown_model_and_an_unknown_path_are_told_apart():
@@ -27,4 +32,41 @@ def test_lines_of_one_metric_stand_together_behind_their_help():
         b'ray_serve_a_bucket{le="1"} 2',
         b"ray_serve_a_count 2",
         b"ray_serve_b 1",
+    ]
+
+
+class Page(BaseHTTPRequestHandler):
+    """A node's metrics."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"# TYPE ray_serve_a gauge\nray_serve_a 1\nray_node_cpu_count 2\n")
+
+    def log_message(self, *_arguments: object) -> None: ...
+
+
+def test_a_node_that_does_not_answer_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch):
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    ports = (server.server_port, 9)
+    nodes = [
+        {"Alive": True, "NodeManagerAddress": "127.0.0.1", "MetricsExportPort": port}
+        for port in ports
+    ]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    # A company's proxy knows no node.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    try:
+        lines = _scrape().decode().splitlines()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert lines == [
+        "# TYPE ray_serve_a gauge",
+        "ray_serve_a 1",
+        "# TYPE ray_penstock_silent_nodes gauge",
+        "ray_penstock_silent_nodes 1",
     ]
