@@ -75,5 +75,11 @@ def score(
             highlight=False,
             soft_wrap=True,
         )
+        if result["num_without_score"]:
+            console.print(
+                f"{result['num_without_score']:,} of them have no finite score: it is null",
+                style="yellow",
+                soft_wrap=True,
+            )
 
     emit(result, as_json=as_json, render=render)

@@ -52,6 +52,8 @@ class ScoringReport(Record):
     start: datetime
     end: datetime
     num_rows: int
+    num_without_score: int
+    """Rows for which the model gave no finite number: their score is null."""
     num_slices: int
     out: str
     out_version: int
@@ -119,10 +121,11 @@ class SliceScorer:
             pl.col(name).cast(pl.Float64).fill_null(np.nan) for name in self._feature_names
         )
         matrix = features.to_numpy(order="c")
+        scores = self._score(matrix)
         return rows.select(
             *reader.key,
             reader.event_time,
-            pl.Series(SCORE, self._score(matrix)),
+            pl.Series(SCORE, np.where(np.isfinite(scores), scores, np.nan)).fill_nan(None),
             pl.Series("num_missing_features", np.isnan(matrix).sum(axis=1, dtype=np.int64)),
             pl.lit(model.name).alias("model"),
             pl.lit(model.version, dtype=pl.Int64).alias("model_version"),
@@ -205,6 +208,7 @@ def score_table(
         start=first,
         end=last,
         num_rows=sum(part.num_rows for part in slices),
+        num_without_score=0,
         num_slices=len(slices),
         out=out,
         out_version=0,
@@ -228,7 +232,7 @@ def score_table(
         )
     # Somebody else may have committed the same scores while ours were on their way.
     if version.metadata.get("transaction") == transaction:
-        return report.model_copy(update={"out_version": version.version})
+        return _written(settings, report, version.version)
     return _earlier(settings, out, transaction) or report
 
 
@@ -282,8 +286,21 @@ def _earlier(settings: Settings, out: str, transaction: str) -> ScoringReport | 
     for version in tables.history(settings, out):
         if version.metadata.get("transaction") == transaction:
             report = ScoringReport.model_validate_json(version.metadata[_REPORT])
-            return report.model_copy(update={"out_version": version.version, "is_new": False})
+            report = report.model_copy(update={"is_new": False})
+            return _written(settings, report, version.version)
     return None
+
+
+def _written(settings: Settings, report: ScoringReport, version: int) -> ScoringReport:
+    """Add what only the written version knows."""
+
+    def num_nulls(at: int) -> int:
+        columns = tables.column_statistics(settings, report.out, version=at)
+        return next(column.nulls for column in columns if column.name == SCORE)
+
+    before = num_nulls(version - 1) if version else 0
+    found = {"out_version": version, "num_without_score": num_nulls(version) - before}
+    return report.model_copy(update=found)
 
 
 def _scored(work: _Work, slices: Sequence[TimeSlice]) -> Iterator[pa.Table]:

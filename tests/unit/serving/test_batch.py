@@ -13,6 +13,7 @@ from penstock.features.historical import HistoricalReader
 from penstock.features.training_set import build_training_set, read_training_set
 from penstock.registry.registration import register
 from penstock.registry.versions import ModelVersion
+from penstock.serving import batch
 from penstock.serving.batch import prediction_ids, score_table
 from penstock.settings import Settings
 from penstock.training.bundle import load_native
@@ -65,6 +66,23 @@ class TestScoreTable:
         assert got["model"].unique().to_list() == ["card_fraud"]
         assert got["model_version"].unique().to_list() == [1]
         assert got["prediction_id"].n_unique() == NUM_PAYMENTS
+
+    def test_a_score_that_is_no_finite_number_is_null_and_counted(self, model, monkeypatch):
+        settings, version = model
+        score_table(settings, model=version, source=TRANSACTIONS, out=OUT, end=end_of_day(9))
+
+        def load_odd(_graph: bytes):
+            odd = [np.nan, np.inf, -np.inf]
+            return lambda rows: np.array([*odd, *np.full(len(rows) - len(odd), 0.5)])
+
+        monkeypatch.setattr(batch, "load_scorer", load_odd)
+        period = {"start": end_of_day(9), "end": end_of_day(19)}
+        report = score_table(settings, model=version, source=TRANSACTIONS, out=OUT, **period)
+        assert report.num_without_score == 3
+        got = scores(settings)["score"]
+        assert (got.null_count(), got.drop_nulls().is_finite().all()) == (3, True)
+        again = score_table(settings, model=version, source=TRANSACTIONS, out=OUT, **period)
+        assert again == report.model_copy(update={"is_new": False})
 
     def test_many_slices_give_the_same_scores_as_one(self, model):
         settings, version = model
