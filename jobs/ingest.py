@@ -19,10 +19,10 @@ def main() -> None:
         "--query-file", type=Path, help="JSON with url and query of an SQL source; deleted"
     )
     given = parser.parse_args()
-    sources: list[Source] = [FileSource(path=path.absolute()) for path in given.files]
-    if given.query_file:
-        sources.append(take_query(given.query_file))
     with job("ingest") as running:
+        sources: list[Source] = [FileSource(path=path.absolute()) for path in given.files]
+        if given.query_file:
+            sources.append(take_query(given.query_file))
         table = get_table(running.settings, given.table)
         report = ingest(running.settings, table, sources, running.progress)
         running.finish(report)

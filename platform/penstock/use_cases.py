@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -13,11 +14,23 @@ T = TypeVar("T")
 
 
 def list_use_cases(settings: Settings) -> list[str]:
-    """Name every use case: the folders of the feature repo that declare tables or a model."""
+    """Name every use case: the folders of the feature repo that declare tables."""
     repo = settings.feature_repo_path
     if not repo.is_dir():
         return []
     return sorted(p.name for p in repo.iterdir() if p.is_dir() and (p / "tables.py").is_file())
+
+
+def use_case_folder(settings: Settings, use_case: str) -> Path:
+    """Find the folder of a use case's declarations.
+
+    Raises:
+        NotFoundError: there is no such use case; the nearest is offered.
+    """
+    known = list_use_cases(settings)
+    if use_case not in known:
+        raise unknown_name("use case", use_case, known)
+    return settings.feature_repo_path / use_case
 
 
 def import_declarations(settings: Settings, use_case: str, module: str) -> ModuleType:
@@ -30,10 +43,7 @@ def import_declarations(settings: Settings, use_case: str, module: str) -> Modul
         NotFoundError: there is no such use case or it has no such module.
         DeclarationError: the module itself fails while it is imported.
     """
-    known = list_use_cases(settings)
-    if use_case not in known:
-        raise unknown_name("use case", use_case, known)
-    folder = settings.feature_repo_path / use_case
+    folder = use_case_folder(settings, use_case)
     if not (folder / f"{module}.py").is_file():
         raise unknown_name(
             f"declaration file in {use_case}", module, (p.stem for p in folder.glob("*.py"))

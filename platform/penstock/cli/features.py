@@ -87,13 +87,14 @@ def materialize_command(
     """Bring the newest feature row of each entity into the online store, as a Ray job."""
     from penstock.cluster.jobs import run_job
     from penstock.settings import load_settings
-    from penstock.use_cases import import_declarations
+    from penstock.use_cases import use_case_folder
 
     settings = load_settings()
     arguments = [use_case]
     if until is not None:
         arguments += ["--until", _iso_time(until)]
-    import_declarations(settings, use_case, "feature_tables")
+    # A wrong name is told before a job is started for it.
+    use_case_folder(settings, use_case)
     result = run_job(settings, "materialize", arguments)
     emit(result, as_json=as_json, render=lambda console: _render_materialized(console, result))
 
@@ -124,6 +125,9 @@ def _iso_time(text: str) -> str:
 def _render_built(console: "Console", result: dict[str, Any]) -> None:
     from rich.table import Table
 
+    if not result["feature_tables"]:
+        console.print("no feature table is declared")
+        return
     grid = Table("feature table", "version", "rows", "from", "", box=None, header_style="bold")
     for built in result["feature_tables"]:
         grid.add_row(

@@ -1,5 +1,6 @@
 """The token without which nobody may talk to our Ray."""
 
+import contextlib
 import os
 import secrets
 import stat
@@ -21,17 +22,22 @@ def ensure(path: Path) -> Path:
         ClusterError: the file exists but is empty, or cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        # Ray itself writes tokens as 0644.
-        path.chmod(0o600)
-        read(path)
-        return path
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
-        file.flush()
-        os.fsync(file.fileno())
+    if not path.exists():
+        # Under its name only when it is whole: a kill before leaves no token, and never half of one.
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(32))
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(unfinished, path)
+        finally:
+            unfinished.unlink()
+    # Ray itself writes tokens as 0644.
+    path.chmod(0o600)
+    read(path)
     return path
 
 

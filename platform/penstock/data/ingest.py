@@ -79,6 +79,8 @@ class _Ingest:
         self.digests: dict[int, str | None] = {}
         self.refused: dict[int, str] = {}
         self.already: set[int] = set()
+        self.copies: dict[int, int] = {}
+        """A source -> the one before it in this call that has the same bytes."""
         self.staged: dict[int, list[StagedUnit]] = {}
 
     def look(self, progress: Progress) -> None:
@@ -94,13 +96,14 @@ class _Ingest:
         """Leave out what the table has, and what stands twice in this call."""
         names = [quarantine.transaction(d) for d in self.digests.values() if d]
         known = folder.known_transactions(names)
-        seen: set[str] = set()
+        first: dict[str, int] = {}
         for index, digest in self.digests.items():
             if digest is None or index in self.refused:
                 continue
-            if digest in seen or quarantine.transaction(digest) in known:
+            if first.setdefault(digest, index) != index:
+                self.copies[index] = first[digest]
+            if index in self.copies or quarantine.transaction(digest) in known:
                 self.already.add(index)
-            seen.add(digest)
 
     def check(self, folder: str, progress: Progress) -> None:
         units = [
@@ -124,6 +127,10 @@ class _Ingest:
                 self.refused[index] = reason
             for unit in staged:
                 self.digests[index] = unit.digest or self.digests[index]
+        for index, original in self.copies.items():
+            if original in self.refused:
+                name, reason = self.sources[original].name, self.refused[original]
+                self.refused[index] = f"it has the same bytes as {name}: {reason}"
 
     def landing(self) -> list[StagedUnit]:
         """The staged units that are to land, in the order of the call."""

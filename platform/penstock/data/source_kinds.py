@@ -1,6 +1,8 @@
 """What raw data can come from, and the parts of it that one task reads."""
 
+import contextlib
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from penstock.errors import DataError
 from penstock.logs import shown_url
 from penstock.records import Record
 
+_QUERY_LIFE_S = 24 * 3600.0
 _SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
@@ -57,6 +60,11 @@ Source = FileSource | SqlSource
 def leave_query(source: SqlSource, folder: Path) -> Path:
     """Leave a query for a job in a file that only we can read: its URL may have a password."""
     folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            # A command that was killed left it; no living one waits that long for its job.
+            if time.time() - other.stat().st_mtime > _QUERY_LIFE_S:
+                other.unlink()
     path = folder / f"{uuid.uuid4().hex}.json"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         content = {"url": source.url.get_secret_value(), "query": source.query}

@@ -51,9 +51,11 @@ def staging_folder(settings: Settings, table: Table) -> Iterator[Path]:
     with contextlib.ExitStack() as held:
         with exclusive(root / ".lock", what=f"the staging of {table.name}", wait_s=60):
             for other in root.iterdir():
+                # An ingest that ends removes its own folder, at this moment perhaps.
+                gone = (BusyError, FileNotFoundError)
                 if other.is_dir():
-                    with contextlib.suppress(BusyError), exclusive(other / ".lock", what="it"):
-                        shutil.rmtree(other)
+                    with contextlib.suppress(*gone), exclusive(other / ".lock", what="it"):
+                        shutil.rmtree(other, ignore_errors=True)
             own.mkdir()
             held.enter_context(exclusive(own / ".lock", what=f"the ingest of {table.name}"))
         try:

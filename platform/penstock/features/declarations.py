@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.errors import DeclarationError, unknown_name
 from penstock.features.windows import Windows
 from penstock.settings import Settings
-from penstock.use_cases import declared, import_declarations, split_name
+from penstock.use_cases import declared, import_declarations, split_name, use_case_folder
 
 if TYPE_CHECKING:
     from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
@@ -62,10 +62,14 @@ def _as_json(value: Any) -> Any:
 def load_feature_tables(settings: Settings, use_case: str) -> dict[str, FeatureTable]:
     """Import the feature tables of a use case, by their qualified names, in declared order.
 
+    There are none where its views read tables as they are.
+
     Raises:
-        NotFoundError: no such use case, or it has no feature_tables.py.
+        NotFoundError: no such use case.
         DeclarationError: two of them share a name, or one belongs to another use case.
     """
+    if not (use_case_folder(settings, use_case) / "feature_tables.py").is_file():
+        return {}
     module = import_declarations(settings, use_case, "feature_tables")
     tables: dict[str, FeatureTable] = {}
     for table in declared(module, FeatureTable):

@@ -111,7 +111,10 @@ def align_keys(
     if their_dtype == pl.Null:
         return left, right.cast(our_dtype)
     if our_dtype.is_numeric() and their_dtype.is_numeric():
-        if our_dtype.is_float() and their_dtype.is_float():
+        if isinstance(our_dtype, pl.Decimal) and isinstance(their_dtype, pl.Decimal):
+            wide = pl.Decimal(38, max(our_dtype.scale, their_dtype.scale))
+            return left.cast(wide, strict=False), right.cast(wide, strict=False)
+        if _has_fractions(our_dtype) and _has_fractions(their_dtype):
             return _float_key(left), _float_key(right)
         return _whole_key(left, our_dtype), _whole_key(right, their_dtype)
     texts = (pl.String, pl.Categorical, pl.Enum)
@@ -125,8 +128,12 @@ def align_keys(
     )
 
 
+def _has_fractions(dtype: pl.DataType) -> bool:
+    return dtype.is_float() or dtype.is_decimal()
+
+
 def _whole_key(key: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype.is_float():
+    if _has_fractions(dtype):
         # pandas turns whole numbers beside a missing one into floats.
         return pl.when(key == key.floor()).then(key).cast(pl.Int64, strict=False)
     return key.cast(pl.Int64, strict=False)

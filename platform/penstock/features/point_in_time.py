@@ -36,7 +36,7 @@ from penstock.features.join_columns import (
     ticks_of,
 )
 
-_TIME, _CREATED, _ROW = "__time", "__created", "__row"
+TIME, CREATED, _ROW = "__time", "__created", "__row"
 _Order: TypeAlias = pl.Series
 
 
@@ -149,7 +149,7 @@ def execute_in_one_task(checked: JoinPlan) -> pl.DataFrame:
     """
     labels = checked.labels
     moments = labels.select(
-        ticks(checked.event_time, labels.schema[checked.event_time], checked.unit).alias(_TIME)
+        ticks(checked.event_time, labels.schema[checked.event_time], checked.unit).alias(TIME)
     ).to_series()
     by_time, place = _by_time(moments)
     out = labels.get_columns()
@@ -182,25 +182,33 @@ def _by_time(moments: pl.Series) -> tuple[_Order | None, pl.Series | None]:
 
 def _read(view: ViewSide, checked: JoinPlan, moments: pl.Series) -> pl.DataFrame:
     """The view's rows that can matter, in the table's order."""
+    schema = view.frame.collect_schema()
+    pruned = prune_by_time(
+        view.frame, view.event_time, schema[view.event_time], moments, checked.unit, view.ttl
+    )
+    return source_rows(view, checked, pruned).collect()
+
+
+def source_rows(view: ViewSide, checked: JoinPlan, frame: pl.LazyFrame) -> pl.LazyFrame:
+    """The view's rows as the join reads them: `__key…`, `__time`, `__created`, features.
+
+    Rows that match nothing (rule 5) are left out.
+    """
     labels = checked.labels.schema
     schema = view.frame.collect_schema()
     keys = [
         align_keys(ours, labels[ours], theirs, schema[theirs], view.name)[1].alias(f"__key{i}")
         for i, (ours, theirs) in enumerate(zip(view.join_keys, view.source_keys, strict=True))
     ]
-    times = [ticks(view.event_time, schema[view.event_time], checked.unit).alias(_TIME)]
+    times = [ticks(view.event_time, schema[view.event_time], checked.unit).alias(TIME)]
+    needed = [TIME, *(f"__key{i}" for i in range(len(keys)))]
     if view.created_time:
-        times.append(
-            ticks(view.created_time, schema[view.created_time], checked.unit).alias(_CREATED)
-        )
+        created = ticks(view.created_time, schema[view.created_time], checked.unit)
+        times.append(created.alias(CREATED))
+        if checked.known_at_label_time:
+            needed.append(CREATED)
     features = [pl.col(column).alias(name) for name, column in view.features.items()]
-    pruned = prune_by_time(
-        view.frame, view.event_time, schema[view.event_time], moments, checked.unit, view.ttl
-    )
-    needed = [_TIME, *(f"__key{i}" for i in range(len(keys)))]
-    if checked.known_at_label_time and view.created_time:
-        needed.append(_CREATED)
-    return pruned.select(*keys, *times, *features).drop_nulls(needed).collect()
+    return frame.select(*keys, *times, *features).drop_nulls(needed)
 
 
 def _match(
@@ -211,26 +219,47 @@ def _match(
     source: pl.DataFrame,
 ) -> pl.Series:
     """For each label in time order: the number of its source row, or null."""
-    schema = view.frame.collect_schema()
-    keys = [f"__key{i}" for i in range(len(view.join_keys))]
-    ours = [
-        align_keys(mine, checked.labels.schema[mine], theirs, schema[theirs], view.name)[0]
-        for mine, theirs in zip(view.join_keys, view.source_keys, strict=True)
-    ]
-    left = checked.labels.select(
-        *(expression.alias(key) for key, expression in zip(keys, ours, strict=True)),
-        moments.alias(_TIME),
-    )
+    keys = [pl.col(f"__key{i}") for i in range(len(view.join_keys))]
+    ours = label_keys(view, checked.labels.schema)
+    left = checked.labels.select(*ours, moments.alias(TIME))
     if by_time is not None:
         left = left[by_time]
-    ttl = ticks_of(view.ttl, checked.unit)
+    return match_rows(
+        left,
+        source.select(*keys, pl.col(f"^({TIME}|{CREATED})$")),
+        ttl=ticks_of(view.ttl, checked.unit),
+        known_at_label_time=checked.known_at_label_time,
+    )
+
+
+def label_keys(view: ViewSide, labels: pl.Schema) -> list[pl.Expr]:
+    """The labels' side of the view's keys, named `__key0`, `__key1`, …."""
+    schema = view.frame.collect_schema()
+    return [
+        align_keys(ours, labels[ours], theirs, schema[theirs], view.name)[0].alias(f"__key{i}")
+        for i, (ours, theirs) in enumerate(zip(view.join_keys, view.source_keys, strict=True))
+    ]
+
+
+def match_rows(
+    left: pl.DataFrame, source: pl.DataFrame, *, ttl: int | None, known_at_label_time: bool
+) -> pl.Series:
+    """For each label: the number of the source row that the rules choose, or null.
+
+    Args:
+        left: `__key…` and `__time`, in time order, without nulls.
+        source: `__key…`, `__time` and perhaps `__created`, in the table's order.
+        ttl: in the ticks of the times; None: no row expires.
+        known_at_label_time: rule 4.
+    """
+    keys = [name for name in left.columns if name != TIME]
+    cut_off = known_at_label_time and CREATED in source.columns
     right = _in_winning_order(source, keys)
-    cut_off = checked.known_at_label_time and view.created_time is not None
     if cut_off:
         right = _by_first_sight(right, keys)
     matched = left.join_asof(
-        right.select(*keys, _TIME, _ROW),
-        on=_TIME,
+        right.select(*keys, TIME, _ROW),
+        on=TIME,
         by=keys or None,
         strategy="backward",
         tolerance=None if cut_off else ttl,
@@ -239,16 +268,16 @@ def _match(
     rows = matched[_ROW]
     if cut_off and ttl is not None:
         # The row that wins has the latest event time: if it is too old, every one is.
-        fresh = source[_TIME].gather(rows) >= left[_TIME] - ttl
+        fresh = source[TIME].gather(rows) >= left[TIME] - ttl
         rows = pl.select(pl.when(fresh).then(rows)).to_series()
     return rows
 
 
 def _in_winning_order(source: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     """The rows' keys, times and numbers, sorted by rule 3: the last valid one wins."""
-    times = [name for name in (_TIME, _CREATED) if name in source.columns]
+    times = [name for name in (TIME, CREATED) if name in source.columns]
     right = source.select(*keys, *times).with_row_index(_ROW)
-    if len(times) == 1 and right[_TIME].is_sorted():
+    if len(times) == 1 and right[TIME].is_sorted():
         return right
     return right.sort(times, nulls_last=False, maintain_order=True)
 
@@ -262,8 +291,8 @@ def _by_first_sight(right: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     best = pl.col("rank").cum_max()
     seen = (
         right.with_row_index("rank")
-        .with_columns(pl.max_horizontal(_TIME, _CREATED).alias(_TIME))
-        .sort(_TIME, maintain_order=True)
+        .with_columns(pl.max_horizontal(TIME, CREATED).alias(TIME))
+        .sort(TIME, maintain_order=True)
         .with_columns(best.over(keys) if keys else best)
     )
     return seen.with_columns(right[_ROW].gather(seen["rank"]))

@@ -79,23 +79,28 @@ def append(source: DataSource | None, table: pa.Table, config: RepoConfig) -> No
     if filesystem is not None:
         pq.write_to_dataset(rows.to_arrow(), path, filesystem=filesystem)
     elif Path(path).is_dir():
-        _write_whole(rows, Path(path) / f"{uuid.uuid4().hex}.parquet")
+        _write_whole(rows.to_arrow(), _beside(path), Path(path) / f"{uuid.uuid4().hex}.parquet")
     else:
         file = Path(path)
         with exclusive(file.with_name(f".{file.name}.lock"), what=str(file), wait_s=600):
-            _write_whole(pl.concat([pl.read_parquet(file, glob=False), rows]), file)
+            whole = pl.concat([pl.read_parquet(file, glob=False), rows])
+            _write_whole(whole.to_arrow(), _beside(path), file)
 
 
 def replace(
     source: DataSource, table: pa.Table, config: RepoConfig, *, allow_overwrite: bool
 ) -> bool:
-    """Write rows as all that a source holds; False where something is there and may not go."""
+    """Write rows as all that a source holds; False where something is there and may not go.
+
+    Raises:
+        DataError: the source is a folder of several files: no rename replaces them at once.
+    """
     readable = known(source)
     if isinstance(readable, DeltaSource) or isinstance(readable.file_format, DeltaFormat):
-        target = tables.at_path(_delta_location(readable, config))
-        if target.exists() and not allow_overwrite:
+        delta = tables.at_path(_delta_location(readable, config))
+        if delta.exists() and not allow_overwrite:
             return False
-        target.commit(to_polars(table), mode="overwrite")
+        delta.commit(to_polars(table), mode="overwrite")
         return True
     location = _location(readable, config)
     filesystem, path = FileSource.create_filesystem_and_path(
@@ -104,14 +109,26 @@ def replace(
     if filesystem is not None:
         pq.write_table(table, path, filesystem=filesystem)
         return True
-    file = Path(path) if path.endswith(".parquet") else Path(path) / "part-0.parquet"
-    if Path(path).exists() and not allow_overwrite:
+    target = Path(path)
+    if target.exists() and not allow_overwrite:
         return False
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(table, file)
-    for other in file.parent.glob("*.parquet") if file.parent == Path(path) else ():
-        if other != file:
-            other.unlink()
+    if target.is_dir():
+        files = [file for file in target.rglob("*") if file.is_file()]
+        if len(files) > 1:
+            raise DataError(
+                f"{target} holds {len(files)} files, and a kill would leave old ones beside new",
+                allowed="a Delta table, or one file whose name ends in .parquet",
+                next_step="save there, or remove the folder first",
+            )
+        target = files[0] if files else target / "part-0.parquet"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = _beside(path)
+    if target.suffix == ".parquet" or target.is_file():
+        _write_whole(table, unfinished, target)
+        return True
+    unfinished.mkdir()
+    pq.write_table(table, unfinished / "part-0.parquet")
+    unfinished.rename(target)
     return True
 
 
@@ -123,13 +140,14 @@ def to_polars(table: pa.Table) -> pl.DataFrame:
     return frame
 
 
-def _write_whole(rows: pl.DataFrame | pa.Table, file: Path) -> None:
-    # A reader sees the old file or the new one; a kill leaves a hidden file that nobody reads.
-    unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    if isinstance(rows, pl.DataFrame):
-        rows.write_parquet(unfinished)
-    else:
-        pq.write_table(rows, unfinished)
+def _beside(path: str) -> Path:
+    # Never inside of a folder that is read: a kill leaves it, and a reader would meet half a file.
+    return Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
+
+
+def _write_whole(table: pa.Table, unfinished: Path, file: Path) -> None:
+    # A reader sees the old file or the new one.
+    pq.write_table(table, unfinished)
     unfinished.replace(file)
 
 

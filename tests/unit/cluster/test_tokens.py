@@ -1,3 +1,4 @@
+import os
 import stat
 
 import pytest
@@ -21,6 +22,24 @@ class TestEnsure:
         tokens.ensure(path)
         assert tokens.read(path) == "mine"
         assert tokens.is_private(path)
+
+    def test_an_end_before_it_is_written_leaves_none(self, tmp_path, monkeypatch):
+        def end(_handle):
+            raise SystemExit
+
+        path = tmp_path / "token"
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", end)
+            with pytest.raises(SystemExit):
+                tokens.ensure(path)
+        assert list(tmp_path.iterdir()) == []
+        assert len(tokens.read(tokens.ensure(path))) == 64
+
+    def test_of_two_at_once_both_get_the_first_ones(self, tmp_path, monkeypatch):
+        path = tmp_path / "token"
+        monkeypatch.setattr(type(path), "exists", lambda _: False)
+        first = tokens.read(tokens.ensure(path))
+        assert tokens.read(tokens.ensure(path)) == first
 
     def test_two_tokens_differ(self, tmp_path):
         first, second = (tokens.read(tokens.ensure(tmp_path / name)) for name in "ab")

@@ -73,6 +73,16 @@ class TestIngest:
         assert stored(settings).equals(spills(5))
         check_counts(settings, report)
 
+    def test_a_copy_of_a_refused_file_is_refused_too(self, settings, tmp_path):
+        for name in ("a.jsonl", "b.jsonl"):
+            (tmp_path / name).write_text('{"id": 1}\n')
+        sources = [FileSource(path=tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+        report = ingest(settings, SPILLS, sources)
+        assert [s.status for s in report.sources] == ["refused", "refused"]
+        assert "same bytes as" in report.refused[1].reason
+        assert "lacks the columns at" in report.refused[1].reason
+        check_counts(settings, report)
+
     def test_a_file_that_breaks_half_way_leaves_nothing(self, settings, tmp_path):
         lines = spills(50).with_columns(pl.col("at").dt.to_string("iso")).write_ndjson()
         (tmp_path / "x.jsonl").write_text(lines + "{broken\n")

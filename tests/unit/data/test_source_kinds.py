@@ -1,3 +1,4 @@
+import os
 import stat
 
 import pytest
@@ -14,3 +15,12 @@ class TestLeftQuery:
         assert take_query(path) == source
         with pytest.raises(DataError, match="holds no query"):
             take_query(path)
+
+    def test_what_a_killed_command_left_goes_after_a_day(self, tmp_path):
+        source = SqlSource.model_validate({"url": "sqlite:///x.db", "query": "select 1"})
+        old, new = (leave_query(source, tmp_path) for _ in range(2))
+        a_day_ago = new.stat().st_mtime - 25 * 3600
+        os.utime(old, (a_day_ago, a_day_ago))
+        leave_query(source, tmp_path)
+        assert not old.exists()
+        assert new.exists()

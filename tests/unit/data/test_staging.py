@@ -1,7 +1,10 @@
+import shutil
+
 import polars as pl
 import pytest
 
 from data_room import SPILLS, settings_in, spills
+from penstock.data import staging
 from penstock.data.source_kinds import FileSource
 from penstock.data.sources import inspect
 from penstock.data.staging import StagedUnit, kept_rows, repeated_keys, stage, staging_folder
@@ -29,6 +32,30 @@ class TestStagingFolder:
                 assert living.is_dir()
                 assert not dead.exists()
         assert not living.exists()
+
+    def test_a_folder_that_its_owner_removes_at_the_same_moment_is_no_error(
+        self, tmp_path, monkeypatch
+    ):
+        settings = settings_in(tmp_path)
+        root = settings.storage_path / "staging" / SPILLS.name
+        for name in ("before its lock", "after its lock"):
+            (root / name).mkdir(parents=True)
+        lock, remove = staging.exclusive, shutil.rmtree
+
+        def lock_too_late(path, **given):
+            if path.parent.name == "before its lock":
+                remove(path.parent)
+                raise FileNotFoundError(path)
+            return lock(path, **given)
+
+        def remove_too_late(path, **given):
+            remove(path)
+            remove(path, **given)
+
+        monkeypatch.setattr(staging, "exclusive", lock_too_late)
+        monkeypatch.setattr(shutil, "rmtree", remove_too_late)
+        with staging_folder(settings, SPILLS) as own:
+            assert [path.name for path in root.iterdir() if path.is_dir()] == [own.name]
 
 
 class TestRepeatedKeys:

@@ -37,3 +37,22 @@ def test_equal_types_are_left_alone():
     left, right = align_keys("a", pl.Int64(), "b", pl.Int64(), "view")
     assert left.meta.is_column()
     assert right.meta.is_column()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "matches"),
+    [
+        (pl.Series([7, 8]), pl.Series(["7.00", "8.50"]).cast(pl.Decimal(10, 2)), [7]),
+        (
+            pl.Series(["7.50", "8.50"]).cast(pl.Decimal(10, 2)),
+            pl.Series(["7.5", "8.0"]).cast(pl.Decimal(10, 1)),
+            [7.5],
+        ),
+        (pl.Series([7.5, 8.0]), pl.Series(["7.50", "8.25"]).cast(pl.Decimal(10, 2)), [7.5]),
+    ],
+)
+def test_a_decimal_matches_what_it_equals_and_is_never_cut(ours, theirs, matches):
+    left, right = align_keys("a", ours.dtype, "b", theirs.dtype, "view")
+    mine = ours.alias("a").to_frame().select(k=left)
+    found = mine.join(theirs.alias("b").to_frame().select(k=right), on="k")
+    assert found["k"].cast(pl.Float64).to_list() == matches

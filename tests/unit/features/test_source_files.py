@@ -53,12 +53,42 @@ def test_rows_of_another_type_are_refused_and_the_file_stays(config, tmp_path):
     assert (tmp_path / "r.parquet").read_bytes() == before
 
 
-def test_replacing_a_folder_leaves_nothing_of_what_was_there(config, tmp_path):
-    folder = tmp_path / "many"
-    folder.mkdir()
-    readings(ROWS).write_parquet(folder / "old.parquet")
-    source = file_source(folder)
+def test_a_folder_of_several_files_is_never_replaced(config, tmp_path):
+    source = file_source(tmp_path / "many")
     new = readings(ROWS[:1]).to_arrow()
+    assert source_files.replace(source, new, config, allow_overwrite=False)
+    assert source_files.scan(source, config).collect().height == 1
     assert not source_files.replace(source, new, config, allow_overwrite=False)
     assert source_files.replace(source, new, config, allow_overwrite=True)
     assert source_files.scan(source, config).collect().height == 1
+    source_files.append(source, new, config)
+    with pytest.raises(DataError, match="2 files"):
+        source_files.replace(source, new, config, allow_overwrite=True)
+    assert source_files.scan(source, config).collect().height == 2
+    assert [path.name for path in tmp_path.iterdir() if "many" in path.name] == ["many"]
+
+
+@pytest.mark.parametrize("name", ["many", "one.parquet"])
+def test_a_write_that_breaks_off_leaves_the_rows_as_they_were(config, tmp_path, monkeypatch, name):
+    source = file_source(tmp_path / name)
+    source_files.replace(source, readings(ROWS).to_arrow(), config, allow_overwrite=False)
+
+    def break_off(_table, file):
+        file.write_bytes(b"PAR1half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(source_files.pq, "write_table", break_off)
+    more = readings(ROWS[:1]).to_arrow()
+    with pytest.raises(OSError, match="disk is full"):
+        source_files.append(source, more, config)
+    with pytest.raises(OSError, match="disk is full"):
+        source_files.replace(source, more, config, allow_overwrite=True)
+    assert source_files.scan(source, config).collect().height == len(ROWS)
+
+
+def test_rows_are_added_to_a_folder_as_a_file_of_their_own(config, tmp_path):
+    source = file_source(tmp_path / "many")
+    source_files.replace(source, readings(ROWS).to_arrow(), config, allow_overwrite=False)
+    source_files.append(source, readings(ROWS[:1]).to_arrow(), config)
+    assert source_files.scan(source, config).collect().height == len(ROWS) + 1
+    assert len(list((tmp_path / "many").iterdir())) == 2
