@@ -271,7 +271,7 @@ def find_project_root(start: Path) -> Path:
     )
 
 
-def load_settings(**overrides: Any) -> Settings:
+def load_settings() -> Settings:
     """Read the settings of the project that the current folder belongs to.
 
     Raises:
@@ -287,7 +287,7 @@ def load_settings(**overrides: Any) -> Settings:
     # MLflow calls home as soon as it is imported, and settings are loaded before anything heavy is.
     export_environment({"MLFLOW_DISABLE_TELEMETRY": "true"})
     try:
-        return Settings(**{"project_root": root, **table, **overrides})
+        return Settings(**{"project_root": root, **table})
     except ValidationError as error:
         raise _explain(error, file) from None
 

@@ -34,8 +34,8 @@ def _without_guard(_digest):
     return f"ingest:{uuid.uuid4().hex}"
 
 
-def _ingest_until(root, die_at, guarded):
-    """Ingest, and die by SIGKILL at the given step."""
+def _ingest_until(root, die_at, guarded, begun=None):
+    """Ingest, tell when the first step is reached, and die by SIGKILL at the given one."""
     if not guarded:
         quarantine.transaction = _without_guard
     num_steps = 0
@@ -43,6 +43,8 @@ def _ingest_until(root, die_at, guarded):
     def progress(_step, _done, _total=None, *, unit="rows"):
         nonlocal num_steps
         num_steps += 1
+        if num_steps == 1 and begun is not None:
+            begun.set()
         if num_steps == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -51,7 +53,12 @@ def _ingest_until(root, die_at, guarded):
 
 @pytest.fixture
 def root(tmp_path):
+    return prepare(tmp_path)
+
+
+def prepare(tmp_path):
     """A table with some rows, and three files with one bad row each to come."""
+    tmp_path.mkdir(exist_ok=True)
     settings = settings_in(tmp_path)
     first = tmp_path / "first.parquet"
     spills(BEFORE, first=10**6).write_parquet(first)
@@ -65,8 +72,8 @@ def root(tmp_path):
     return tmp_path
 
 
-def start(root, die_at=0, *, guarded=True):
-    process = _processes.Process(target=_ingest_until, args=(root, die_at, guarded))
+def start(root, die_at=0, *, guarded=True, begun=None):
+    process = _processes.Process(target=_ingest_until, args=(root, die_at, guarded, begun))
     process.start()
     return process
 
@@ -99,13 +106,28 @@ class TestKilledIngest:
         assert process.exitcode == -signal.SIGKILL
         assert_old_or_complete_then_finish(root)
 
-    @pytest.mark.parametrize("seed", range(4))
-    def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(self, root, seed):
-        process = start(root)
-        time.sleep(random.Random(seed).uniform(0.02, 0.6))
+    def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(self, tmp_path):
+        whole_s = self.run_and_kill_after(prepare(tmp_path / "whole"), 60.0)[1]
+        exits = set()
+        for seed in range(4):
+            root = prepare(tmp_path / str(seed))
+            share = random.Random(seed).uniform(0.1, 0.9)
+            exits.add(self.run_and_kill_after(root, share * whole_s)[0])
+            assert_old_or_complete_then_finish(root)
+        # Else every kill came too late, and shows nothing.
+        assert -signal.SIGKILL in exits
+
+    @staticmethod
+    def run_and_kill_after(root, after_s):
+        """Kill an ingest so long after its first step; give its exit code and how long it ran."""
+        begun = _processes.Event()
+        process = start(root, begun=begun)
+        assert begun.wait(60)
+        first_step_s = time.monotonic()
+        process.join(after_s)
         process.kill()
         process.join()
-        assert_old_or_complete_then_finish(root)
+        return process.exitcode, time.monotonic() - first_step_s
 
     def test_two_kills_in_a_row_do_no_harm(self, root):
         for die_at in (NUM_STEPS - 1, NUM_STEPS - 4):
@@ -119,7 +141,7 @@ class TestKilledIngest:
         assert num_rows(root)[0] > COMPLETE[0]
 
     def test_a_living_ingest_reports_each_step(self, root):
-        # Holds NUM_STEPS true: were there fewer steps, the last kills above would hit nothing.
+        # Were there more steps than NUM_STEPS, the kills above would leave out the last ones.
         process = start(root, NUM_STEPS + 1)
         process.join()
         assert process.exitcode == 0

@@ -7,9 +7,11 @@ import pytest
 
 from data_room import SPILLS, spills
 from penstock.cluster.job import connect
+from penstock.cluster.jobs import run_job
 from penstock.data import tables
 from penstock.data.ingest import ingest
 from penstock.data.source_kinds import FileSource, SqlSource
+from penstock.errors import DataError
 from penstock.settings import Settings
 
 pytestmark = pytest.mark.ray
@@ -41,6 +43,12 @@ def ingested(payments, penstock, ray_cluster, tmp_path_factory):
 
 
 class TestIngestCommand:
+    def test_a_query_that_is_gone_ends_the_job_as_wrong_input(self, project, ray_cluster, tmp_path):
+        arguments = ["card_fraud.transactions", "--query-file", str(tmp_path / "gone.json")]
+        with pytest.raises(DataError, match="holds no query") as refused:
+            run_job(project.settings, "ingest", arguments)
+        assert refused.value.exit_code == 2
+
     def test_a_refused_file_is_named_and_the_others_land(self, ingested, payments):
         assert ingested.code == 2, ingested.stderr
         assert "bad.parquet lacks the columns TX_AMOUNT" in ingested.stderr

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from penstock.cluster import comparison, connection, local, ports, tokens
 from penstock.cluster.comparison import Check, installed_versions
 from penstock.cluster.connection import Endpoint
+from penstock.cluster.status import gib
 from penstock.errors import ClusterError, PenstockError
 from penstock.logs import redact, shown_url
 from penstock.settings import Settings
@@ -105,8 +106,8 @@ def check_disk(root: Path, least_bytes: int = _LEAST_DISK_BYTES) -> Check:
     return Check(
         name="disk",
         ok=ok,
-        found=f"{_gib(free)} free at {folder}",
-        next_step="" if ok else f"free at least {_gib(least_bytes)}, or set storage.root",
+        found=f"{gib(free)} free at {folder}",
+        next_step="" if ok else f"free at least {gib(least_bytes)}, or set storage.root",
     )
 
 
@@ -119,8 +120,8 @@ def check_memory(least_bytes: int = _LEAST_MEMORY_BYTES) -> Check:
     return Check(
         name="memory",
         ok=ok,
-        found=f"{_gib(available)} available",
-        next_step="" if ok else f"close something: {_gib(least_bytes)} should be available",
+        found=f"{gib(available)} available",
+        next_step="" if ok else f"close something: {gib(least_bytes)} should be available",
     )
 
 
@@ -135,10 +136,10 @@ def check_shared_memory(settings: Settings, folder: Path = Path("/dev/shm")) -> 
     return Check(
         name="shared memory",
         ok=ok,
-        found=f"{_gib(usage.free)} of {_gib(usage.total)} free at {folder}",
+        found=f"{gib(usage.free)} of {gib(usage.total)} free at {folder}",
         next_step=""
         if ok
-        else f"give it {_gib(needed)} (docker: --shm-size), or lower ray.object_store_memory_bytes",
+        else f"give it {gib(needed)} (docker: --shm-size), or lower ray.object_store_memory_bytes",
     )
 
 
@@ -301,7 +302,3 @@ def check_token_is_asked_for(target: Endpoint) -> Check:
         found=f"{target.url} lets anybody run code",
         next_step="start that Ray with RAY_AUTH_MODE=token and a token on every node",
     )
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / _BYTES_PER_GIB:.1f} GiB"

@@ -23,7 +23,7 @@ def ensure(path: Path) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        # Under its name only when it is whole: a kill before leaves no token, and never half of one.
+        # Under its name only when it is whole: a kill before leaves none, and never half of one.
         unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:

@@ -7,16 +7,15 @@ about rows (null, range, membership, a custom check, a unique key) sends single 
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import pandera.polars as pa
 import polars as pl
 
+from penstock.data.commit_stream import PartitionBy
 from penstock.errors import DeclarationError, unknown_name
 from penstock.settings import Settings
 from penstock.use_cases import declared, import_declarations, split_name
 
-PartitionBy = Literal["day", "month"]
 EVENT_TIME = pl.Datetime("us", "UTC")
 QUARANTINE_SUFFIX = "__quarantine"
 _STORABLE = (

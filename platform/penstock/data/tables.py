@@ -359,8 +359,3 @@ def exists_path(path: str | Path) -> bool:
 def scan_path(path: str | Path, *, version: int | None = None) -> pl.LazyFrame:
     """Read the table in a folder lazily, for those who have no project around it."""
     return at_path(path).scan(version)
-
-
-def append_path(path: str | Path, data: pl.DataFrame) -> TableVersion:
-    """Append to the table in a folder, which is made when absent."""
-    return at_path(path).commit(data, mode="append")

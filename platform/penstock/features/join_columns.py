@@ -9,7 +9,7 @@ import polars as pl
 from penstock.errors import DataError
 
 TimeUnit: TypeAlias = Literal["us", "ns"]
-_US = timedelta(microseconds=1)
+MICROSECOND = timedelta(microseconds=1)
 _PER_US: dict[TimeUnit, int] = {"us": 1, "ns": 1000}
 # Instants beyond what 64 bits of nanoseconds hold (years 1677 to 2262) are pulled to its ends:
 # they keep their order against every instant inside.
@@ -53,7 +53,7 @@ def ticks_from_us(us: pl.Expr, unit: TimeUnit) -> pl.Expr:
 
 def ticks_of(span: timedelta | None, unit: TimeUnit) -> int | None:
     """The span in ticks; None where it never ends, which zero means too (as in Feast)."""
-    return span // _US * _PER_US[unit] if span else None
+    return span // MICROSECOND * _PER_US[unit] if span else None
 
 
 def prune_by_time(

@@ -76,7 +76,11 @@ class RowStore(Protocol):
     """An online store that can be written and read a whole block at a time."""
 
     def write_rows(self, config: RepoConfig, view: FeatureView, rows: WrittenRows) -> None:
-        """Write the block; a stored row that is newer stays as it is. One call, all or nothing."""
+        """Write the block; a stored row that is newer stays as it is.
+
+        Each row is written whole. A call that breaks off may leave only some of the rows; the same
+        call again writes the rest.
+        """
 
     def read_rows(
         self, config: RepoConfig, view: FeatureView, keys: Sequence[bytes], features: Sequence[str]

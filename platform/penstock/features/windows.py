@@ -21,15 +21,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from penstock.errors import DataError, DeclarationError
+from penstock.features.join_columns import MICROSECOND, TimeUnit
 from penstock.features.prefix_sums import Rows, SortedColumn
 
 Kind: TypeAlias = Literal["count", "sum", "mean", "min", "max", "std", "share"]
 _KINDS: tuple[Kind, ...] = ("count", "sum", "mean", "min", "max", "std", "share")
-_US = timedelta(microseconds=1)
 _NUM_THREADS = 4
 # One window's numbers, and which of them stand for a null (None: none of them).
 _Values: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_] | None]
-TimeUnit: TypeAlias = Literal["us", "ns"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +167,8 @@ def _compute_complete(events: pl.DataFrame, windows: Windows) -> list[pl.Series]
         name: SortedColumn(events[name], order)
         for name in dict.fromkeys(a.column for a in windows.aggregations if a.column is not None)
     }
-    delay = windows.delay // _US * unit
-    offsets = [delay + width // _US * unit for width in windows.widths.values()]
+    delay = windows.delay // MICROSECOND * unit
+    offsets = [delay + width // MICROSECOND * unit for width in windows.widths.values()]
     edges = _Edges(group, time, max(offsets))
     end = edges.cut(delay)
     # numpy lets go of the interpreter while it searches and gathers, so windows run side by side.
