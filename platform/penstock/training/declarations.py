@@ -184,6 +184,9 @@ class _Distributed(_Estimator):
     """Ray Train's workers; each has its share of the rows."""
     num_cpus_per_worker: int = Field(default=1, ge=1)
     """CPUs, and so threads, of one worker."""
+    use_gpu: bool | None = None
+    """A GPU for each worker: asked for and waited for, or not used; None: where Ray has enough
+    now, which an autoscaler that starts GPU nodes on demand is never asked for."""
     max_failures: int = Field(default=2, ge=0)
     """How often a lost worker is replaced and training goes on from its last checkpoint."""
 

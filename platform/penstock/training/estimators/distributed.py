@@ -39,7 +39,7 @@ def run(
         TrainingDataError: the loss was not finite.
         PenstockError: training failed, after all allowed failures.
     """
-    use_gpu = has_gpus(config.num_workers)
+    use_gpu = has_gpus(config.num_workers) if config.use_gpu is None else config.use_gpu
     num_nodes = len(ray.nodes())  # type: ignore[no-untyped-call]  # Ray left it so
     export_environment(_controller_environment(num_nodes=num_nodes))
     with warnings.catch_warnings():

@@ -1,5 +1,7 @@
 """Fits on Ray Train's workers: several of them, and again after a loss."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import ray
@@ -7,7 +9,7 @@ import torch
 
 from penstock.cluster import connection
 from penstock.training.declarations import TorchMLP, XGBoost
-from penstock.training.estimators import torch_nets, xgboost_trees
+from penstock.training.estimators import distributed, torch_nets, xgboost_trees
 from penstock.training.estimators.base import FitJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -29,15 +31,46 @@ def rows(synthetic):
 
 
 @pytest.fixture
+def unexported(monkeypatch):
+    """Leaves the graphs out, which take as long as all epochs; test_bundle.py is about them."""
+    for family in (torch_nets, xgboost_trees):
+        monkeypatch.setattr(family, "export", lambda *_, **__: b"")
+
+
+@pytest.fixture
 def job(tmp_path):
     return FitJob(name="fit", checkpoints=tmp_path)
 
 
-def test_trees_of_two_workers_go_on_from_the_last_checkpoint(connected, rows, job):
+@pytest.mark.parametrize(
+    ("declared", "num_gpus", "asked_for"),
+    [(None, 0, False), (None, 1, False), (None, 2, True), (True, 0, True), (False, 2, False)],
+)
+def test_gpus_are_asked_for_as_declared_or_taken_where_there_are_enough(
+    monkeypatch, job, declared, num_gpus, asked_for
+):
+    def trainer(_worker, *, train_loop_config, scaling_config, run_config):
+        assert train_loop_config["use_gpu"] is scaling_config.use_gpu is asked_for
+        assert ("GPU" in scaling_config.resources_per_worker) is asked_for
+        return SimpleNamespace(fit=lambda: SimpleNamespace(return_value={"fitted": True}))
+
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "nodes", lambda: [{}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": num_gpus})
+    monkeypatch.setattr(distributed, "export_environment", lambda _: None)
+    config = XGBoost(num_workers=2, use_gpu=declared)
+    nothing = np.zeros((1, 1), np.float32)
+    assert distributed.run(trainer, print, config, nothing, nothing, job, extra={})["fitted"]
+
+
+def test_trees_go_on_from_the_last_checkpoint_on_however_many_workers(
+    connected, rows, job, unexported
+):
     scaled, labels = rows
     half = XGBoost(num_workers=2, num_rounds=25)
     first = xgboost_trees.fit(half, scaled, labels, job)
-    whole = half.model_copy(update={"num_rounds": 40})
+    # Each worker is a process to start, which takes longer than its rounds: once is enough.
+    whole = half.model_copy(update={"num_rounds": 40, "num_workers": 1})
     second = xgboost_trees.fit(whole, scaled, labels, job)
     losses = [epoch["train_loss"] for epoch in second.history]
     assert len(losses) == 40
@@ -47,7 +80,7 @@ def test_trees_of_two_workers_go_on_from_the_last_checkpoint(connected, rows, jo
     assert second.native.booster.num_boosted_rounds() == 40
 
 
-def test_a_net_of_two_workers_takes_the_steps_of_one(connected, rows, job):
+def test_a_net_of_two_workers_takes_the_steps_of_one(connected, rows, job, unexported):
     scaled, labels = rows
     config = TorchMLP(num_workers=2, num_epochs=2, batch_size=64, learning_rate=1e-2)
     shared = torch_nets.fit(config, scaled, labels, job)
