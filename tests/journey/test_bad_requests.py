@@ -45,7 +45,8 @@ class Reply:
 @dataclass(frozen=True)
 class Server:
     deployment: Deployment
-    storage: Path
+    replicas: frozenset[tuple[str, int]]
+    """The actor and the process of each replica that came up with the deployment."""
 
     @property
     def port(self) -> int:
@@ -84,6 +85,15 @@ class Server:
         reply = self.send(json.dumps({"rows": [row]}))
         assert reply.status == 200, reply.body
         return reply.json["predictions"][0]
+
+
+def running_replicas() -> frozenset[tuple[str, int]]:
+    from ray.serve.context import _get_global_client
+
+    (deployment,) = (
+        _get_global_client().get_serve_details()["applications"][MODEL]["deployments"].values()
+    )
+    return frozenset((replica["actor_id"], replica["pid"]) for replica in deployment["replicas"])
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +137,8 @@ def server(
         ),
     )
     try:
-        yield Server(deploy(mine, version, report=lambda _: None), storage)
+        deployment = deploy(mine, version, report=lambda _: None)
+        yield Server(deployment, running_replicas())
     finally:
         undeploy(mine, MODEL)
 
@@ -356,4 +367,6 @@ class TestTheServerItself:
 
         application = serve.status().applications[MODEL]
         assert str(application.status.value) == "RUNNING"
+        assert len(server.replicas) == 1
+        assert running_replicas() == server.replicas
         assert server.ask(ROW)["missing"] == []
