@@ -10,9 +10,23 @@ from hypothesis import strategies as st
 from penstock.cli import main as cli
 from projects import REPO_ROOT
 
-# What reads only, and answers without a Ray.
+# What answers without a Ray: it only reads, or refuses a wrong name before a job starts.
 COMMANDS = st.sampled_from(
-    [("data", "show"), ("data", "history"), ("data", "quarantine"), ("init",), ("nonsense",)]
+    [
+        ("data", "show"),
+        ("data", "history"),
+        ("data", "quarantine"),
+        ("features", "show"),
+        ("models", "show"),
+        ("models", "compare"),
+        ("models", "verify"),
+        ("results",),
+        ("predict",),
+        ("score",),
+        ("train",),
+        ("init",),
+        ("nonsense",),
+    ]
 )
 WORDS = st.text(min_size=1, max_size=20).filter(lambda word: "\0" not in word)
 
@@ -42,7 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory):
 
 
 class TestMain:
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(command=COMMANDS, words=st.lists(WORDS, max_size=3))
     def test_whatever_is_typed_the_user_is_told_and_nothing_breaks(
         self, project: Path, command: tuple[str, ...], words: list[str]
