@@ -279,8 +279,6 @@ class PublishedResult(Record):
     """What others reached on the same protocol, to stand beside our own numbers."""
 
     estimator: str
-    label: str
-    """The model's name in the publication."""
     metrics: Mapping[str, float]
 
 

@@ -134,8 +134,8 @@ class TestVerify:
 
 
 @pytest.mark.parametrize("command", ["show", "compare", "promote", "rollback", "verify"])
-@pytest.mark.parametrize("name", ["spill", "a/b", "", "x:y", "../x"])
-def test_a_name_that_no_model_has_is_the_users_mistake(run: Run, command: str, name: str):
-    with pytest.raises(NotFoundError, match="spills") as caught:
-        run(command, name)
-    assert caught.value.exit_code == 2
+def test_a_name_that_no_model_has_is_the_users_mistake(run: Run, command: str):
+    for name in ("spill", "a/b", "", "x:y", "../x"):
+        with pytest.raises(NotFoundError, match="spills") as caught:
+            run(command, name)
+        assert caught.value.exit_code == 2
