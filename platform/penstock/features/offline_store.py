@@ -105,12 +105,12 @@ class PenstockOfflineStore(OfflineStore):
         def read() -> pa.Table:
             keys = source_files.to_polars(labels.select(list(needed)))
             checked = point_in_time.plan(
-                keys,
+                keys.schema,
                 views,
                 event_time=event_time,
                 known_at_label_time=filter_by_created_timestamp,
             )
-            joined = point_in_time.execute_in_one_task(checked)
+            joined = point_in_time.execute_in_one_task(checked, keys)
             features = to_plain_arrow(joined.drop(needed))
             table = labels
             for name in features.column_names:

@@ -17,8 +17,10 @@ The rules, which docs/point_in_time.md states at length:
 work. A path that spreads a plan over many tasks stands beside the latter.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias
@@ -27,6 +29,7 @@ import numpy as np
 import polars as pl
 
 from penstock.errors import DataError, DeclarationError
+from penstock.features.as_of import last_rows
 from penstock.features.join_columns import (
     TimeUnit,
     align_keys,
@@ -37,6 +40,7 @@ from penstock.features.join_columns import (
 )
 
 TIME, CREATED, _ROW = "__time", "__created", "__row"
+_NUM_THREADS = 2
 _Order: TypeAlias = pl.Series
 
 
@@ -61,7 +65,8 @@ class ViewSide:
 class JoinPlan:
     """A checked join: what an executor needs to know, and nothing that it must decide."""
 
-    labels: pl.DataFrame
+    labels: pl.Schema
+    """The label rows' columns; the rows themselves may be many, and elsewhere."""
     event_time: str
     views: tuple[ViewSide, ...]
     unit: TimeUnit
@@ -86,36 +91,37 @@ def join(
         DataError: a column is missing, or keys or times are of types that cannot be compared.
         DeclarationError: two columns of the output would have one name.
     """
-    return execute_in_one_task(
-        plan(labels, views, event_time=event_time, known_at_label_time=known_at_label_time)
+    frame = labels.lazy().collect()
+    checked = plan(
+        frame.schema, views, event_time=event_time, known_at_label_time=known_at_label_time
     )
+    return execute_in_one_task(checked, frame)
 
 
 def plan(
-    labels: pl.DataFrame | pl.LazyFrame,
+    labels: pl.Schema,
     views: Sequence[ViewSide],
     *,
     event_time: str,
     known_at_label_time: bool = False,
 ) -> JoinPlan:
-    """Check the join without reading the views' rows; raises as `join` does."""
-    frame = labels.collect() if isinstance(labels, pl.LazyFrame) else labels
-    _need("the labels", [event_time], frame.columns)
-    names = Counter([*frame.columns, *(name for view in views for name in view.features)])
+    """Check the join before a row is read; raises as `join` does."""
+    _need("the labels", [event_time], labels.names())
+    names = Counter([*labels.names(), *(name for view in views for name in view.features)])
     twice = sorted(name for name, count in names.items() if count > 1)
     if twice:
         raise DeclarationError(
             f"the joined rows would have {', '.join(twice)} more than once",
             next_step="rename the labels' column, or ask for full feature names",
         )
-    times = [frame.schema[event_time]]
+    times = [labels[event_time]]
     for view in views:
         if len(view.join_keys) != len(view.source_keys):
             raise DeclarationError(
                 f"the view {view.name!r} joins {len(view.join_keys)} label columns "
                 f"with {len(view.source_keys)} of its own"
             )
-        _need("the labels", view.join_keys, frame.columns)
+        _need("the labels", view.join_keys, labels.names())
         schema = view.frame.collect_schema()
         created = [view.created_time] if view.created_time else []
         _need(
@@ -124,10 +130,10 @@ def plan(
             schema.names(),
         )
         for ours, theirs in zip(view.join_keys, view.source_keys, strict=True):
-            align_keys(ours, frame.schema[ours], theirs, schema[theirs], view.name)
+            align_keys(ours, labels[ours], theirs, schema[theirs], view.name)
         times += [schema[name] for name in [view.event_time, *created]]
     return JoinPlan(
-        labels=frame,
+        labels=labels,
         event_time=event_time,
         views=tuple(views),
         unit=finest_unit(times),
@@ -141,26 +147,26 @@ def _need(what: str, columns: Sequence[str], found: Sequence[str]) -> None:
             raise DataError(f"{what} have no column {column!r}", allowed=", ".join(found))
 
 
-def execute_in_one_task(checked: JoinPlan) -> pl.DataFrame:
-    """Do the whole join in this process: one polars as-of a view, over row numbers only.
+def execute_in_one_task(checked: JoinPlan, labels: pl.DataFrame) -> pl.DataFrame:
+    """Do the whole join in this process: one search a view, over row numbers only.
 
-    Joining row numbers keeps wide features out of the as-of; they are gathered once, straight
-    into the labels' own order. Memory: the labels, and one view's needed columns at a time.
+    Finding row numbers keeps wide features out of the search; they are gathered once, straight
+    into the labels' own order. Memory: the labels, and the needed columns of a few views at a time.
     """
-    labels = checked.labels
-    moments = labels.select(
-        ticks(checked.event_time, labels.schema[checked.event_time], checked.unit).alias(TIME)
-    ).to_series()
+    moments = labels.select(label_time(checked)).to_series()
     by_time, place = _by_time(moments)
-    out = labels.get_columns()
-    for view in checked.views:
+
+    def values_of(view: ViewSide) -> list[pl.Series]:
         source = _read(view, checked, moments)
-        rows = _match(view, checked, moments, by_time, source)
+        rows = _match(view, checked, labels, moments, by_time, source)
         if place is not None:
             rows = rows.gather(place)
-        values = source.select(pl.col(list(view.features)).gather(rows))
-        out = [*out, *values.get_columns()]
-    return pl.DataFrame(out)
+        return source.select(pl.col(list(view.features)).gather(rows)).get_columns()
+
+    # numpy and polars let go of the interpreter while they search and gather.
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        found = list(threads.map(values_of, checked.views))
+    return pl.DataFrame([*labels.get_columns(), *itertools.chain.from_iterable(found)])
 
 
 def _by_time(moments: pl.Series) -> tuple[_Order | None, pl.Series | None]:
@@ -194,8 +200,7 @@ def source_rows(view: ViewSide, checked: JoinPlan, frame: pl.LazyFrame) -> pl.La
 
     Rows that match nothing (rule 5) are left out.
     """
-    labels = checked.labels.schema
-    schema = view.frame.collect_schema()
+    labels, schema = checked.labels, view.frame.collect_schema()
     keys = [
         align_keys(ours, labels[ours], theirs, schema[theirs], view.name)[1].alias(f"__key{i}")
         for i, (ours, theirs) in enumerate(zip(view.join_keys, view.source_keys, strict=True))
@@ -214,14 +219,14 @@ def source_rows(view: ViewSide, checked: JoinPlan, frame: pl.LazyFrame) -> pl.La
 def _match(
     view: ViewSide,
     checked: JoinPlan,
+    labels: pl.DataFrame,
     moments: pl.Series,
     by_time: _Order | None,
     source: pl.DataFrame,
 ) -> pl.Series:
     """For each label in time order: the number of its source row, or null."""
     keys = [pl.col(f"__key{i}") for i in range(len(view.join_keys))]
-    ours = label_keys(view, checked.labels.schema)
-    left = checked.labels.select(*ours, moments.alias(TIME))
+    left = labels.select(*label_keys(view, checked.labels), moments.alias(TIME))
     if by_time is not None:
         left = left[by_time]
     return match_rows(
@@ -230,6 +235,12 @@ def _match(
         ttl=ticks_of(view.ttl, checked.unit),
         known_at_label_time=checked.known_at_label_time,
     )
+
+
+def label_time(checked: JoinPlan) -> pl.Expr:
+    """The labels' event time in the plan's ticks, named `__time`."""
+    dtype = checked.labels[checked.event_time]
+    return ticks(checked.event_time, dtype, checked.unit).alias(TIME)
 
 
 def label_keys(view: ViewSide, labels: pl.Schema) -> list[pl.Expr]:
@@ -257,20 +268,13 @@ def match_rows(
     right = _in_winning_order(source, keys)
     if cut_off:
         right = _by_first_sight(right, keys)
-    matched = left.join_asof(
-        right.select(*keys, TIME, _ROW),
-        on=TIME,
-        by=keys or None,
-        strategy="backward",
-        tolerance=None if cut_off else ttl,
-        check_sortedness=False,
-    )
-    rows = matched[_ROW]
-    if cut_off and ttl is not None:
-        # The row that wins has the latest event time: if it is too old, every one is.
-        fresh = source[TIME].gather(rows) >= left[TIME] - ttl
-        rows = pl.select(pl.when(fresh).then(rows)).to_series()
-    return rows
+    found = pl.Series(last_rows(left[TIME], left.select(keys), right[TIME], right.select(keys)))
+    rows = right[_ROW].gather(pl.select(pl.when(found >= 0).then(found)).to_series())
+    if ttl is None:
+        return rows
+    # The row that wins has the latest event time: if it is too old, every one is.
+    fresh = source[TIME].gather(rows) >= left[TIME] - ttl
+    return pl.select(pl.when(fresh).then(rows)).to_series()
 
 
 def _in_winning_order(source: pl.DataFrame, keys: list[str]) -> pl.DataFrame:

@@ -226,7 +226,7 @@ def test_a_name_that_would_stand_twice_is_refused():
 def test_a_plan_refuses_what_cannot_be_joined_before_it_reads(change, message):
     view = side(source_of([]), "who", **change)
     with pytest.raises(DataError, match=message):
-        point_in_time.plan(labels_of([]), [view], event_time="at")
+        point_in_time.plan(labels_of([]).schema, [view], event_time="at")
 
 
 def test_a_filter_by_time_reaches_the_reader(tmp_path):
