@@ -20,6 +20,8 @@ def pytest_configure() -> None:
             del os.environ[name]
 
 
+# First: pytest-xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where the tests run in several processes: all that needs the one Ray in one, else by file."""
     for item in items:

@@ -3,7 +3,9 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +44,30 @@ def exclusive(path: Path, *, what: str, wait_s: float = 0.0) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def private_folder(root: Path, *, what: str) -> Iterator[Path]:
+    """Give an empty folder of our own under the root, removed at the end of the block.
+
+    Folders whose owner died are removed first: each is locked by its owner.
+
+    Args:
+        root: the folder that holds all of them and nothing else.
+        what: what they are for, in an error's words.
+    """
+    own = root / uuid.uuid4().hex
+    with contextlib.ExitStack() as held:
+        with exclusive(root / ".lock", what=what, wait_s=60):
+            for other in root.iterdir():
+                # An owner that ends removes its own folder, at this moment perhaps.
+                gone = (BusyError, FileNotFoundError)
+                if other.is_dir():
+                    with contextlib.suppress(*gone), exclusive(other / ".lock", what="it"):
+                        shutil.rmtree(other, ignore_errors=True)
+            own.mkdir()
+            held.enter_context(exclusive(own / ".lock", what=what))
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)

@@ -90,6 +90,8 @@ class FeatureStoreSettings(_Section):
     online_store: Literal["sqlite", "redis"] = "sqlite"
     redis: SecretStr = SecretStr("")
     """`host:port[,password=…]` as Feast writes it; needed where online_store is redis."""
+    join_memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    """What a point-in-time join may take in one process; larger ones are spread over tasks."""
 
     @field_validator("redis")
     @classmethod

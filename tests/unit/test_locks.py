@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock import locks
 from penstock.errors import BusyError
-from penstock.locks import exclusive
+from penstock.locks import exclusive, private_folder
 
 HOLD = """
 import sys, time
@@ -43,3 +45,38 @@ class TestExclusive:
             _ = 1 // 0
         with exclusive(lock, what="it"):
             pass
+
+
+class TestPrivateFolder:
+    def test_what_a_dead_owner_left_is_cleared_but_a_living_ones_is_not(self, tmp_path: Path):
+        with private_folder(tmp_path, what="x") as living:
+            dead = tmp_path / "dead"
+            dead.mkdir()
+            (dead / "rows.arrow").write_bytes(b"x")
+            with private_folder(tmp_path, what="x") as own:
+                assert own.is_dir()
+                assert living.is_dir()
+                assert not dead.exists()
+        assert not living.exists()
+
+    def test_a_folder_that_its_owner_removes_at_the_same_moment_is_no_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        for name in ("before its lock", "after its lock"):
+            (tmp_path / name).mkdir()
+        lock, remove = locks.exclusive, shutil.rmtree
+
+        def lock_too_late(path, **given):
+            if path.parent.name == "before its lock":
+                remove(path.parent)
+                raise FileNotFoundError(path)
+            return lock(path, **given)
+
+        def remove_too_late(path, **given):
+            remove(path)
+            remove(path, **given)
+
+        monkeypatch.setattr(locks, "exclusive", lock_too_late)
+        monkeypatch.setattr(shutil, "rmtree", remove_too_late)
+        with private_folder(tmp_path, what="x") as own:
+            assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [own.name]

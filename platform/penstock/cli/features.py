@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from penstock.features.overview import Overview
+    from penstock.features.training_set import JoinExplanation
 
 UseCase = Annotated[str, typer.Argument(help="A folder of the feature repo, e.g. churn.")]
 
@@ -109,6 +110,28 @@ def show(use_case: UseCase, as_json: JsonFlag = False) -> None:
     emit(found, as_json=as_json, render=lambda console: _render_overview(console, found))
 
 
+@features_app.command()
+def explain(use_case: UseCase, as_json: JsonFlag = False) -> None:
+    """Say how the model's training set would be joined, in one task or many, and why."""
+    from penstock.features import training_set
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+
+    settings = load_settings()
+    model = load_model(settings, use_case)
+    found = training_set.explain(
+        settings,
+        use_case=use_case,
+        service=model.feature_service,
+        label_table=model.label_table,
+        label=model.label,
+        start=model.split.train_start_utc,
+        end=model.split.test_end_utc,
+        extra_columns=model.group_columns,
+    )
+    emit(found, as_json=as_json, render=lambda console: _render_explanation(console, found))
+
+
 def _iso_time(text: str) -> str:
     from datetime import datetime
 
@@ -183,3 +206,19 @@ def _render_overview(console: "Console", found: "Overview") -> None:
     for service in found.services:
         features = ", ".join(service.features)
         console.print(f"[bold]service {service.name}[/bold]: {features}", soft_wrap=True)
+
+
+def _render_explanation(console: "Console", found: "JoinExplanation") -> None:
+    from rich.table import Table
+
+    grid = Table("side", "rows", "bytes a row", box=None, header_style="bold")
+    for side in (found.labels, *found.views):
+        grid.add_row(side.name, f"{side.num_rows:,}", str(side.row_bytes))
+    console.print(grid)
+    console.print(
+        f"{found.label_table} version {found.label_table_version}, "
+        f"{found.start:%Y-%m-%d %H:%M} to {found.end:%Y-%m-%d %H:%M}: {found.num_files} files",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"[bold]{found.path.kind}[/bold]: {found.path.reason}", soft_wrap=True)

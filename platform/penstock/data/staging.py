@@ -6,8 +6,6 @@ the lock dies with it.
 
 import contextlib
 import hashlib
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from penstock.data import sources
 from penstock.data.checks import ROW, Checked, check
 from penstock.data.contracts import Table
 from penstock.data.source_kinds import SqlSource, Unit
-from penstock.errors import BusyError, DataError
-from penstock.locks import exclusive
+from penstock.errors import DataError
+from penstock.locks import private_folder
 from penstock.records import Record
 from penstock.settings import Settings
 
@@ -47,21 +45,8 @@ class StagedUnit(Record):
 def staging_folder(settings: Settings, table: Table) -> Iterator[Path]:
     """Give an empty folder of our own, and clear those whose ingest is dead."""
     root = settings.storage_path / "staging" / table.name
-    own = root / uuid.uuid4().hex
-    with contextlib.ExitStack() as held:
-        with exclusive(root / ".lock", what=f"the staging of {table.name}", wait_s=60):
-            for other in root.iterdir():
-                # An ingest that ends removes its own folder, at this moment perhaps.
-                gone = (BusyError, FileNotFoundError)
-                if other.is_dir():
-                    with contextlib.suppress(*gone), exclusive(other / ".lock", what="it"):
-                        shutil.rmtree(other, ignore_errors=True)
-            own.mkdir()
-            held.enter_context(exclusive(own / ".lock", what=f"the ingest of {table.name}"))
-        try:
-            yield own
-        finally:
-            shutil.rmtree(own, ignore_errors=True)
+    with private_folder(root, what=f"the staging of {table.name}") as own:
+        yield own
 
 
 def stage(unit: Unit, *, table: Table, folder: str) -> dict[str, Any]:

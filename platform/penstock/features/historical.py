@@ -4,25 +4,16 @@ Scoring reads a table this way, in slices that fit in memory; a training set is 
 one period, with labels, kept for good.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 
-from penstock.data import tables
 from penstock.errors import BusyError, DataError
 from penstock.features.declarations import load_feature_objects
-from penstock.features.service_join import PinnedRows, ServiceJoin
+from penstock.features.pinned_rows import PinnedRows, TimeSlice
+from penstock.features.service_join import ServiceJoin
 from penstock.features.store import open_store
-from penstock.records import Record
 from penstock.settings import Settings
-
-
-class TimeSlice(Record):
-    """The rows with start <= event time < end."""
-
-    start: datetime
-    end: datetime
-    num_rows: int
 
 
 class HistoricalReader:
@@ -64,26 +55,7 @@ class HistoricalReader:
 
         An hour is never cut: one with more rows than that is a slice of its own.
         """
-        time = pl.col(self.event_time)
-        rows = tables.scan(self._settings, self.table, version=self.table_version).select(time)
-        if start is not None:
-            rows = rows.filter(time >= start)
-        if end is not None:
-            rows = rows.filter(time < end)
-        hours = rows.group_by(time.dt.truncate("1h").alias("hour")).len().sort("hour").collect()
-        found: list[TimeSlice] = []
-        for hour, num_rows in hours.iter_rows():
-            until = hour + timedelta(hours=1)
-            if found and found[-1].num_rows + num_rows <= max_rows:
-                update = {"end": until, "num_rows": found[-1].num_rows + num_rows}
-                found[-1] = found[-1].model_copy(update=update)
-            else:
-                found.append(TimeSlice(start=hour, end=until, num_rows=num_rows))
-        if found and start is not None:
-            found[0] = found[0].model_copy(update={"start": max(found[0].start, start)})
-        if found and end is not None:
-            found[-1] = found[-1].model_copy(update={"end": min(found[-1].end, end)})
-        return found
+        return self._rows.slices(start, end, max_rows=max_rows)
 
     def read(self, part: TimeSlice) -> pl.DataFrame:
         """Give the slice's rows in time order: the row key, the event time, the features.

@@ -5,28 +5,24 @@ rows that were materialized long ago. The store itself refuses older rows, so th
 killed, or runs beside pushes of newer values, can simply run again.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import cast
 
 import polars as pl
 from feast import FeatureStore, FeatureView
-from feast.data_source import DataSource
 from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 from feast.infra.online_stores.helpers import get_online_store_from_config
 
-from penstock.errors import DeclarationError, UserError
-from penstock.features import entity_keys
+from penstock.errors import UserError
+from penstock.features import compute_engine
+from penstock.features.compute_engine import source_of, write
 from penstock.features.declarations import load_feature_objects
-from penstock.features.online_rows import EPOCH, RowStore, WrittenRows
+from penstock.features.online_rows import EPOCH, RowStore
 from penstock.features.store import note_materialized, open_store, registered_view
 from penstock.locks import exclusive
 from penstock.progress import Progress, silent
 from penstock.records import Record
 from penstock.settings import Settings
-
-# Bounds what is held as Python objects at a time; the columns themselves stay in Arrow.
-_ROWS_PER_BLOCK = 20_000
 
 
 class MaterializedView(Record):
@@ -87,14 +83,8 @@ def _materialize_view(
     store: FeatureStore, online: RowStore, view: FeatureView, end: datetime, progress: Progress
 ) -> MaterializedView:
     rows = newest_rows(store, view, end)
-    step = f"materialize {view.name}"
-    done = 0
-    progress(step, done, rows.height)
-    for block in _blocks(view, rows):
-        online.write_rows(store.config, view, block)
-        done += len(block.keys)
-        progress(step, done, rows.height)
-    newest = rows[_source(view).timestamp_field].max()
+    write(store.config, online, view, rows, progress)
+    newest = rows[source_of(view).timestamp_field].max()
     return MaterializedView(
         view=view.name,
         num_entities=rows.height,
@@ -105,52 +95,5 @@ def _materialize_view(
 
 def newest_rows(store: FeatureStore, view: FeatureView, end: datetime) -> pl.DataFrame:
     """Read the newest row of each entity up to `end`, in the view's own names."""
-    source = _source(view)
     offline = get_offline_store_from_config(store.config.offline_store)
-    to_source = {name: column for column, name in source.field_mapping.items()}
-    job = offline.pull_latest_from_table_or_query(
-        config=store.config,
-        data_source=source,
-        join_key_columns=[to_source.get(key, key) for key in view.join_keys],
-        feature_name_columns=[to_source.get(f.name, f.name) for f in view.features],
-        timestamp_field=source.timestamp_field,
-        created_timestamp_column=source.created_timestamp_column or None,
-        start_date=EPOCH,
-        end_date=end,
-    )
-    frame = pl.DataFrame(pl.from_arrow(job.to_arrow())).rename(source.field_mapping, strict=False)
-    return frame.drop_nulls(view.join_keys)
-
-
-def _source(view: FeatureView) -> DataSource:
-    if view.batch_source is None:
-        raise DeclarationError(
-            f"the feature view {view.name!r} has no batch source to materialize from",
-            next_step="give it one, or online=False",
-        )
-    return view.batch_source
-
-
-def _blocks(view: FeatureView, rows: pl.DataFrame) -> Iterator[WrittenRows]:
-    source = _source(view)
-    for block in rows.iter_slices(_ROWS_PER_BLOCK):
-        created = source.created_timestamp_column
-        yield WrittenRows(
-            keys=entity_keys.encode({key: block[key].to_list() for key in view.join_keys}),
-            event_us=_micros(block[source.timestamp_field]),
-            created_us=_micros(block[created]) if created else None,
-            features={f.name: _values(block[f.name]) for f in view.features},
-        )
-
-
-def _micros(times: pl.Series) -> list[int]:
-    return times.cast(pl.Datetime("us", "UTC")).to_physical().to_list()
-
-
-def _values(column: pl.Series) -> list[object]:
-    if column.dtype.is_float():
-        # A NaN is "no value" to every reader, and must replace a former value as a null does.
-        return column.fill_nan(None).to_list()
-    if column.dtype.is_temporal():
-        return column.cast(pl.Datetime("us", "UTC")).dt.epoch("s").to_list()
-    return column.to_list()
+    return compute_engine.newest_rows(store.config, offline, view, EPOCH, end)

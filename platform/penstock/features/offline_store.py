@@ -9,6 +9,7 @@ It reads DeltaSource and FileSource (Parquet, Delta); docs/point_in_time.md stat
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,8 +31,12 @@ from feast.utils import _get_requested_feature_views_to_features_dict
 
 from penstock.errors import DataError, DeclarationError
 from penstock.features import point_in_time, source_files
-from penstock.features.point_in_time import ViewSide
+from penstock.features.distributed_join import ROWS_PER_CHUNK, execute, runner
+from penstock.features.join_pieces import write_arrow
+from penstock.features.join_planner import SideSize, choose_path, row_bytes, side_size
+from penstock.features.point_in_time import JoinPlan, ViewSide
 from penstock.features.retrieval_job import PenstockRetrievalJob, to_plain_arrow
+from penstock.locks import private_folder
 
 EntityRows: TypeAlias = pd.DataFrame | pl.DataFrame | pa.Table
 _EVENT_TIMESTAMP = "event_timestamp"
@@ -44,6 +49,9 @@ class PenstockOfflineStoreConfig(FeastConfigBaseModel):
     tables_root: str | None = None
     """The folder in which `DeltaSource(table="use_case.name")` finds its table; None: the
     project's settings say."""
+    join_memory_bytes: int = 4 << 30
+    """What a join may take in this process; a larger one is cut into pieces, on disk beside the
+    repo, which run on Ray where this process is connected to one."""
 
 
 class PenstockOfflineStore(OfflineStore):
@@ -85,7 +93,8 @@ class PenstockOfflineStore(OfflineStore):
         )
         labels, event_time = _labels(entity_df)
         views = [
-            _side(view, features, full_feature_names, config) for view, features in wanted.items()
+            view_side(view, features, config, full_feature_names=full_feature_names)
+            for view, features in wanted.items()
         ]
         needed = dict.fromkeys([event_time, *(key for view in views for key in view.join_keys)])
         missing = [name for name in needed if name not in labels.column_names]
@@ -110,8 +119,7 @@ class PenstockOfflineStore(OfflineStore):
                 event_time=event_time,
                 known_at_label_time=filter_by_created_timestamp,
             )
-            joined = point_in_time.execute_in_one_task(checked, keys)
-            features = to_plain_arrow(joined.drop(needed))
+            features = to_plain_arrow(_joined(checked, keys, config).drop(needed))
             table = labels
             for name in features.column_names:
                 table = table.append_column(name, features[name])
@@ -264,9 +272,58 @@ def _labels(entity_df: EntityRows | str | None) -> tuple[pa.Table, str]:
     return table, times[0]
 
 
-def _side(
-    view: FeatureView, features: list[str], full_feature_names: bool, config: RepoConfig
+def _joined(checked: JoinPlan, keys: pl.DataFrame, config: RepoConfig) -> pl.DataFrame:
+    """The label rows with their features, by the path that the planner chooses."""
+    labels = SideSize(
+        name="labels", num_rows=keys.height, row_bytes=row_bytes(keys.schema.dtypes())
+    )
+    path = choose_path(
+        labels,
+        [side_size(view) for view in checked.views],
+        budget_bytes=config.offline_store.join_memory_bytes,
+    )
+    if path.kind == "one task":
+        return point_in_time.execute_in_one_task(checked, keys)
+    scratch = Path(config.repo_path or ".").resolve() / ".penstock_scratch"
+    with private_folder(scratch / "joined", what="the result of a join") as folder:
+        starts = range(0, keys.height, ROWS_PER_CHUNK)
+        files = execute(
+            checked,
+            [keys.slice(start, ROWS_PER_CHUNK).lazy() for start in starts],
+            _ArrowFiles(folder),
+            num_buckets=path.num_buckets,
+            scratch=scratch / "pieces",
+            run=runner(),
+        )
+        # Mapped, not read: the files stay as long as somebody looks at the rows.
+        tables = [pa.ipc.open_file(pa.memory_map(file)).read_all() for file in files]
+        return source_files.to_polars(pa.concat_tables(tables))
+
+
+@dataclass(frozen=True)
+class _ArrowFiles:
+    """Leaves each chunk of joined rows as a file."""
+
+    folder: Path
+
+    def __call__(self, number: int, joined: pl.DataFrame) -> str:
+        file = self.folder / f"{number}.arrow"
+        write_arrow(joined, file)
+        return str(file)
+
+
+def view_side(
+    view: FeatureView,
+    features: list[str],
+    config: RepoConfig,
+    *,
+    full_feature_names: bool = False,
 ) -> ViewSide:
+    """Describe a view and some of its features to the join.
+
+    Raises:
+        DeclarationError: the view's source is of a kind that this store does not read.
+    """
     source = source_files.known(view.batch_source)
     frame = source_files.scan(source, config)
     # What Feast calls a column -> what the table calls it.

@@ -1,69 +1,23 @@
 """One join for training and for scoring: a service's features as known at each row's own time."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 from feast import FeatureService, FeatureStore
 from feast.feature_view_projection import FeatureViewProjection
-from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 
 from penstock.data import tables
-from penstock.data.contracts import get_table
-from penstock.errors import DeclarationError, TrainingDataError, UserError, unknown_name
+from penstock.errors import DeclarationError, UserError
 from penstock.features.build import SOURCE, SOURCE_VERSION
 from penstock.features.declarations import FeatureObjects, function_of
+from penstock.features.offline_store import view_side
+from penstock.features.pinned_rows import PinnedRows
+from penstock.features.point_in_time import JoinPlan, execute_in_one_task, plan
 from penstock.features.store import registered_view
 from penstock.settings import Settings
 from penstock.use_cases import split_name
-
-_EVENT_TIMESTAMP = "event_timestamp"
-
-
-class PinnedRows:
-    """A table with a contract, at one version, read by period."""
-
-    def __init__(self, settings: Settings, name: str, version: int | None) -> None:
-        contract = get_table(settings, name)
-        self.name = name
-        self.event_time = contract.event_time
-        self.key = contract.key
-        pinned = tables.latest(settings, name, version)
-        self.version = pinned.version
-        self.num_rows = pinned.num_rows
-        self._rows = tables.scan(settings, name, version=self.version)
-
-    def read(self, columns: Sequence[str], start: datetime, end: datetime) -> pl.DataFrame:
-        """Read columns, key and event time of start <= time < end, in time order.
-
-        Raises:
-            NotFoundError: the table has no such column.
-            TrainingDataError: there is no row in the period.
-        """
-        known = self._rows.collect_schema().names()
-        for column in columns:
-            if column not in known:
-                raise unknown_name(f"column of {self.name}", column, known)
-        time = pl.col(self.event_time)
-        order = [self.event_time, *self.key]
-        frame = (
-            self._rows.filter((time >= _utc(start)) & (time < _utc(end)))
-            .select(list(dict.fromkeys([*columns, *order])))
-            .sort(order, maintain_order=True)
-            .collect()
-        )
-        if not frame.height:
-            raise TrainingDataError(
-                f"{self.name} has no row from {_utc(start)} up to {_utc(end)}",
-                next_step="ingest that period, or change the model's split",
-            )
-        return frame
-
-
-def _utc(time: datetime) -> datetime:
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 class ServiceJoin:
@@ -147,46 +101,42 @@ class ServiceJoin:
                     next_step=f"run `penstock features build {split_name(name)[0]}`",
                 )
 
-    def features(
-        self, store: FeatureStore, frame: pl.DataFrame, event_time: str
-    ) -> dict[str, pl.Series]:
-        """Give the service's features of each row, and its functions' inputs, by name.
+    def plan(self, store: FeatureStore, labels: pl.Schema, event_time: str) -> JoinPlan:
+        """Check the join of the service's stored views to rows of this schema.
 
         Args:
             store: Feast's store, whose registry must know the views as they are declared.
-            frame: rows with the join keys, the request columns and the event time.
+            labels: the columns of the rows: the join keys and the event time among them.
             event_time: the column by which the rows are as-of joined.
 
         Raises:
             UserError: a view was not applied as it is declared now.
         """
-        stored = self._stored_features(store, frame, event_time)
-        return stored | self._computed_features(frame, stored)
+        sides = []
+        for name, projection in self._views.items():
+            view = self._objects.views[name]
+            registered_view(store, view)
+            features = [feature.name for feature in projection.features]
+            sides.append(view_side(view.with_projection(projection), features, store.config))
+        needed = dict.fromkeys([*self.join_keys, event_time])
+        return plan(pl.Schema({n: labels[n] for n in needed}), sides, event_time=event_time)
 
-    def _stored_features(
+    def features(
         self, store: FeatureStore, frame: pl.DataFrame, event_time: str
     ) -> dict[str, pl.Series]:
-        views = [self._objects.views[name] for name in self._views]
-        if not views:
-            return {}
-        for view in views:
-            registered_view(store, view)
-        projections = self._views.values()
-        labels = frame.select(*self.join_keys, pl.col(event_time).alias(_EVENT_TIMESTAMP))
-        offline = get_offline_store_from_config(store.config.offline_store)
-        job = offline.get_historical_features(
-            config=store.config,
-            feature_views=[v.with_projection(p) for v, p in zip(views, projections, strict=True)],
-            feature_refs=[f"{_ref(p)}:{f.name}" for p in projections for f in p.features],
-            # Feast's interface speaks of pandas and of its own registries; ours takes these too.
-            entity_df=cast(Any, labels),
-            registry=cast(Any, _NoFunctions()),
-            project=store.project,
-        )
-        joined = pl.DataFrame(pl.from_arrow(job.to_arrow()))
-        if joined.height != frame.height:
-            raise AssertionError(f"{frame.height} label rows became {joined.height}")
-        return {f.name: joined[f.name] for p in projections for f in p.features}
+        """Give the service's features of each row, and its functions' inputs, by name.
+
+        Raises:
+            UserError: a view was not applied as it is declared now.
+        """
+        checked = self.plan(store, frame.schema, event_time)
+        stored = execute_in_one_task(checked, frame.select(checked.labels.names()))
+        return self.complete(frame, stored)
+
+    def complete(self, frame: pl.DataFrame, stored: pl.DataFrame) -> dict[str, pl.Series]:
+        """Add what functions compute to the features that were looked up for the same rows."""
+        found = {f.name: stored[f.name] for p in self._views.values() for f in p.features}
+        return found | self._computed_features(frame, found)
 
     def _computed_features(
         self, frame: pl.DataFrame, stored: Mapping[str, pl.Series]
@@ -228,22 +178,6 @@ def _stored_views(
             known = {f.name for f in wanted[source.name].features}
             wanted[source.name].features += [f for f in source.features if f.name not in known]
     return wanted
-
-
-def _ref(projection: FeatureViewProjection) -> str:
-    # Feast's own name_to_use() carries no types.
-    return projection.name_alias or projection.name
-
-
-class _NoFunctions:
-    """A registry without on-demand views, for a join that asks for none.
-
-    Feast would unpickle the functions of all that its registry has, asked for or not
-    (CVE-2026-18948); and would call them on lists of Python objects.
-    """
-
-    def list_on_demand_feature_views(self, *_args: Any, **_kwargs: Any) -> list[Any]:
-        return []
 
 
 def _array(column: pl.Series) -> Any:

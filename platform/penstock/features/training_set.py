@@ -5,8 +5,8 @@ the same question asked twice has one answer on disk, and an id says all about a
 """
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,20 @@ from penstock.errors import (
     unknown_name,
 )
 from penstock.features.declarations import load_feature_objects
-from penstock.features.service_join import PinnedRows, ServiceJoin
+from penstock.features.distributed_join import execute, runner
+from penstock.features.join_planner import JoinPath, SideSize, choose_path, row_bytes, side_size
+from penstock.features.pinned_rows import PinnedRows, TimeSlice
+from penstock.features.point_in_time import JoinPlan, execute_in_one_task
+from penstock.features.service_join import ServiceJoin
 from penstock.features.store import open_store
-from penstock.locks import exclusive
+from penstock.locks import exclusive, private_folder
 from penstock.progress import Progress, silent
 from penstock.records import Record
-from penstock.settings import Settings
+from penstock.settings import Settings, load_settings
 
-_DATA_FILE = "data.parquet"
 _RECORD_FILE = "training_set.json"
 _ROWS_PER_GROUP = 1 << 18
+_ROWS_PER_FILE = 1 << 20
 _ATTEMPTS = 3
 
 
@@ -51,6 +55,58 @@ class TrainingSet(Record):
     num_rows: int
     path: str
     """The folder that holds it."""
+
+
+class JoinExplanation(Record):
+    """How a training set would be joined, and why that way."""
+
+    label_table: str
+    label_table_version: int
+    start: datetime
+    end: datetime
+    labels: SideSize
+    views: tuple[SideSize, ...]
+    path: JoinPath
+    num_files: int
+
+
+def explain(
+    settings: Settings,
+    *,
+    use_case: str,
+    service: str,
+    label_table: str,
+    label: str,
+    start: datetime,
+    end: datetime,
+    extra_columns: Sequence[str] = (),
+) -> JoinExplanation:
+    """Say which way `build_training_set` would take; reads the tables' statistics only.
+
+    Raises:
+        NotFoundError: no such use case, service, table or column.
+        TrainingDataError: there is no row in the period.
+    """
+    objects = load_feature_objects(settings, use_case)
+    join = ServiceJoin(objects, objects.service(service))
+    labels = PinnedRows(settings, label_table, None)
+    columns = [*join.join_keys, *join.request_columns, *extra_columns, label]
+    slices = labels.slices(start, end, max_rows=_ROWS_PER_FILE)
+    if not slices:
+        raise labels.no_rows(start, end)
+    schema = labels.scan(columns, start, end).collect_schema()
+    checked = join.plan(open_store(settings), schema, labels.event_time)
+    label_size, views, path = _path(settings, slices, schema, checked)
+    return JoinExplanation(
+        label_table=label_table,
+        label_table_version=labels.version,
+        start=slices[0].start,
+        end=slices[-1].end,
+        labels=label_size,
+        views=tuple(views),
+        path=path,
+        num_files=len(slices),
+    )
 
 
 def build_training_set(
@@ -90,33 +146,53 @@ def build_training_set(
         )
     join.check_built(settings, labels)
     store = open_store(settings)
-    for attempt in range(1, _ATTEMPTS + 1):
+    columns = list(dict.fromkeys([*kept, *join.request_columns]))
+    root = settings.storage_path / "training_sets"
+    for _ in range(_ATTEMPTS):
         versions = join.source_versions(settings)
-        frame = labels.read([*kept, *join.request_columns], start, end)
-        progress("read labels", frame.height, frame.height)
-        features = join.features(store, frame, labels.event_time)
-        progress("join features", frame.height, frame.height)
-        # The join reads each table's newest version; a build in between would mix two of them.
-        if versions == join.source_versions(settings):
-            break
-        if attempt == _ATTEMPTS:
-            raise BusyError(
-                f"the feature tables of {use_case} were rebuilt while they were read",
-                next_step="try again when the build has ended",
-            )
-    versions[label_table] = labels.version
-    data = frame.select(kept).with_columns(features[n].alias(n) for n in join.feature_names)
-    return _keep(
-        settings,
-        data,
-        {
-            "use_case": use_case,
-            "service": service,
-            "label": label,
-            "event_time": labels.event_time,
-            "table_versions": dict(sorted(versions.items())),
-            "feature_names": join.feature_names,
-        },
+        slices = labels.slices(start, end, max_rows=_ROWS_PER_FILE)
+        if not slices:
+            raise labels.no_rows(start, end)
+        schema = labels.scan(columns, start, end).collect_schema()
+        checked = join.plan(store, schema, labels.event_time)
+        _, _, path = _path(settings, slices, schema, checked)
+        with private_folder(root / ".unfinished", what="training sets in the making") as own:
+            folder = own / "set"
+            folder.mkdir()
+            sink = _Sink(settings, use_case, service, tuple(kept), folder)
+            if path.kind == "one task":
+                frame = labels.read(columns, start, end)
+                progress("read labels", frame.height, frame.height)
+                digests = _join_here(frame, slices, checked, sink)
+            else:
+                digests = list(
+                    execute(
+                        checked,
+                        [labels.scan(columns, part.start, part.end) for part in slices],
+                        sink,
+                        num_buckets=path.num_buckets,
+                        scratch=settings.storage_path / "scratch",
+                        run=runner(),
+                        progress=progress,
+                    )
+                )
+            num_rows = sum(part.num_rows for part in slices)
+            progress("join features", num_rows, num_rows)
+            # The join reads each table's newest version; a build in between would mix two of them.
+            if versions == join.source_versions(settings):
+                versions[label_table] = labels.version
+                facts = {
+                    "use_case": use_case,
+                    "service": service,
+                    "label": label,
+                    "event_time": labels.event_time,
+                    "table_versions": dict(sorted(versions.items())),
+                    "feature_names": join.feature_names,
+                }
+                return _keep(root, folder, digests, num_rows, facts)
+    raise BusyError(
+        f"the feature tables of {use_case} were rebuilt while they were read",
+        next_step="try again when the build has ended",
     )
 
 
@@ -124,17 +200,31 @@ def read_training_set(training_set: TrainingSet) -> pl.DataFrame:
     """Read the rows of a training set; page checksums are verified.
 
     Raises:
-        IntegrityError: the file is gone, damaged, or not the one that was written.
+        IntegrityError: a file is gone, damaged, or not the one that was written.
     """
-    file = Path(training_set.path) / _DATA_FILE
+    folder = Path(training_set.path)
     try:
-        table = pq.read_table(file, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise IntegrityError(
-            f"the training set {training_set.id[:12]} cannot be read from {file}: {error}",
-            next_step=f"remove {training_set.path} and build it again",
-        ) from error
-    return pl.DataFrame(pl.from_arrow(table))
+        data = pl.concat([_read_file(file) for file in _files(folder)])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(training_set, str(error)) from error
+    if data.height != training_set.num_rows:
+        raise _damaged(training_set, f"{data.height:,} of {training_set.num_rows:,} rows are there")
+    return data
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("data-*.parquet"))
+
+
+def _read_file(file: Path) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(pq.read_table(file, page_checksum_verification=True)))
+
+
+def _damaged(training_set: TrainingSet, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"the training set {training_set.id[:12]} cannot be read from {training_set.path}: {what}",
+        next_step=f"remove {training_set.path} and build it again",
+    )
 
 
 def load_training_set(settings: Settings, set_id: str) -> TrainingSet:
@@ -169,34 +259,85 @@ def content_digest(data: pl.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _keep(settings: Settings, data: pl.DataFrame, facts: Mapping[str, Any]) -> TrainingSet:
-    content = content_digest(data)
-    # Sorted keys: the id must not depend on the order in which facts were gathered.
-    basis = orjson.dumps({**facts, "content": content}, option=orjson.OPT_SORT_KEYS)
-    set_id = hashlib.sha256(basis).hexdigest()
-    root = settings.storage_path / "training_sets"
-    folder = root / set_id
-    made = TrainingSet(id=set_id, num_rows=data.height, path=str(folder), **facts)
-    with exclusive(root / ".locks" / set_id, what=f"training set {set_id[:12]}", wait_s=600):
-        if folder.exists():
-            if content_digest(read_training_set(made)) != content:
-                raise IntegrityError(
-                    f"the training set {set_id[:12]} in {folder} is not what was written",
-                    next_step="remove that folder and build it again",
-                )
-            return made
-        partial = root / f".partial-{set_id}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+def _path(
+    settings: Settings, slices: Sequence[TimeSlice], schema: pl.Schema, checked: JoinPlan
+) -> tuple[SideSize, list[SideSize], JoinPath]:
+    labels = SideSize(
+        name="labels",
+        num_rows=sum(part.num_rows for part in slices),
+        row_bytes=row_bytes(schema.dtypes()),
+    )
+    views = [side_size(view) for view in checked.views]
+    budget_bytes = settings.feature_store.join_memory_bytes
+    return labels, views, choose_path(labels, views, budget_bytes=budget_bytes)
+
+
+@dataclass(frozen=True)
+class _Sink:
+    """Writes joined rows as one file of the set, in whatever process they were joined."""
+
+    settings: Settings
+    use_case: str
+    service: str
+    kept: tuple[str, ...]
+    folder: Path
+
+    def __call__(self, number: int, joined: pl.DataFrame) -> str:
+        return self.keep(number, joined, joined)
+
+    def keep(self, number: int, rows: pl.DataFrame, stored: pl.DataFrame) -> str:
+        """Compute what functions add, write the file, and give its content's digest."""
+        here = self.settings if self.settings.project_root.is_dir() else load_settings()
+        objects = load_feature_objects(here, self.use_case)
+        join = ServiceJoin(objects, objects.service(self.service))
+        features = join.complete(rows, stored)
+        data = rows.select(self.kept).with_columns(features[n].alias(n) for n in join.feature_names)
+        file = self.folder / f"data-{number:05}.parquet"
+        unfinished = file.with_suffix(".unfinished")
         pq.write_table(
             data.to_arrow(compat_level=pl.CompatLevel.oldest()),
-            partial / _DATA_FILE,
+            unfinished,
             compression="zstd",
             compression_level=1,
             row_group_size=_ROWS_PER_GROUP,
             # Without it most flipped bits are read back as other numbers, with no error.
             write_page_checksum=True,
         )
-        (partial / _RECORD_FILE).write_bytes(orjson.dumps(made.model_dump(mode="json")))
-        partial.rename(folder)
+        unfinished.replace(file)
+        return content_digest(data)
+
+
+def _join_here(
+    frame: pl.DataFrame, slices: Sequence[TimeSlice], checked: JoinPlan, sink: _Sink
+) -> list[str]:
+    needed = checked.labels.names()
+    stored = execute_in_one_task(checked, frame.select(needed)).drop(needed)
+    digests: list[str] = []
+    start = 0
+    for number, part in enumerate(slices):
+        rows = frame.slice(start, part.num_rows)
+        digests.append(sink.keep(number, rows, stored.slice(start, part.num_rows)))
+        start += part.num_rows
+    return digests
+
+
+def _keep(
+    root: Path, unfinished: Path, digests: Sequence[str], num_rows: int, facts: Mapping[str, Any]
+) -> TrainingSet:
+    # Sorted keys: the id must not depend on the order in which facts were gathered.
+    basis = orjson.dumps({**facts, "content": digests}, option=orjson.OPT_SORT_KEYS)
+    set_id = hashlib.sha256(basis).hexdigest()
+    folder = root / set_id
+    made = TrainingSet(id=set_id, num_rows=num_rows, path=str(folder), **facts)
+    with exclusive(root / ".locks" / set_id, what=f"training set {set_id[:12]}", wait_s=600):
+        if folder.exists():
+            try:
+                stored = [content_digest(_read_file(file)) for file in _files(folder)]
+            except (OSError, pa.ArrowException) as error:
+                raise _damaged(made, str(error)) from error
+            if stored != list(digests):
+                raise _damaged(made, "it is not what was written")
+            return made
+        (unfinished / _RECORD_FILE).write_bytes(orjson.dumps(made.model_dump(mode="json")))
+        unfinished.rename(folder)
     return made

@@ -20,7 +20,8 @@ import pyarrow as pa
 from penstock.data import tables
 from penstock.data.contracts import get_table
 from penstock.errors import DataError, DeclarationError
-from penstock.features.historical import HistoricalReader, TimeSlice
+from penstock.features.historical import HistoricalReader
+from penstock.features.pinned_rows import TimeSlice
 from penstock.progress import Progress, silent
 from penstock.records import Record
 from penstock.registry.package import VerifiedPackage, verify

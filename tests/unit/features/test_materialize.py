@@ -17,8 +17,7 @@ from payments import (
 )
 from penstock.data import tables
 from penstock.errors import BusyError, NotFoundError, UserError
-from penstock.features import materialize as materialize_module
-from penstock.features import sqlite_online_store
+from penstock.features import compute_engine, sqlite_online_store
 from penstock.features.build import build
 from penstock.features.materialize import materialize
 from penstock.features.online import OnlineReader
@@ -86,7 +85,7 @@ class TestMaterialize:
         assert online_counts(settings, [late], end_of_day(59)) == [before[0] + 1]
 
     def test_the_watermark_moves_after_all_rows_are_written(self, prepared, monkeypatch):
-        monkeypatch.setattr(materialize_module, "_ROWS_PER_BLOCK", 10)
+        monkeypatch.setattr(compute_engine, "_ROWS_PER_BLOCK", 10)
         write, calls = RowSqliteOnlineStore.write_rows, []
 
         def fail_at_the_second_block(*arguments):
@@ -111,7 +110,7 @@ class TestMaterialize:
         assert [interval[1] for interval in view.materialization_intervals] == [end_of_day(40)]
 
     def test_progress_counts_rows(self, prepared, monkeypatch):
-        monkeypatch.setattr(materialize_module, "_ROWS_PER_BLOCK", 30)
+        monkeypatch.setattr(compute_engine, "_ROWS_PER_BLOCK", 30)
         heard = []
         materialize(
             prepared, USE_CASE, progress=lambda step, done, total, **_: heard.append((done, total))
@@ -157,10 +156,10 @@ _KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
 from payments import USE_CASE, settings_in
-from penstock.features import materialize
+from penstock.features import compute_engine, materialize
 from penstock.features.sqlite_online_store import RowSqliteOnlineStore
 
-materialize._ROWS_PER_BLOCK = 10
+compute_engine._ROWS_PER_BLOCK = 10
 write, calls = RowSqliteOnlineStore.write_rows, []
 
 def write_twice_then_die(*arguments):

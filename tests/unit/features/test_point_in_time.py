@@ -1,119 +1,12 @@
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from penstock.errors import DataError, DeclarationError
 from penstock.features import point_in_time
-from penstock.features.point_in_time import ViewSide, join
-
-START = datetime(2024, 2, 28, tzinfo=UTC)
-TIME = pl.Datetime("us", "UTC")
-
-
-def moment(second: int | None) -> datetime | None:
-    return None if second is None else START + timedelta(seconds=second)
-
-
-def labels_of(rows: list[tuple[Any, Any, Any]]) -> pl.DataFrame:
-    """Rows of (who, shop, seconds after START)."""
-    return pl.DataFrame(
-        [(w, s, moment(t)) for w, s, t in rows],
-        schema={"who": pl.String, "shop": pl.Int64, "at": TIME},
-        orient="row",
-    )
-
-
-def source_of(rows: list[tuple[Any, Any, Any, Any]]) -> pl.DataFrame:
-    """Rows of (who, shop, event second, created second), each with its number as the value."""
-    return pl.DataFrame(
-        [(w, s, moment(t), moment(c), n) for n, (w, s, t, c) in enumerate(rows)],
-        schema={"who": pl.String, "shop": pl.Int64, "when": TIME, "made": TIME, "v": pl.Int64},
-        orient="row",
-    )
-
-
-def side(rows: pl.DataFrame, *keys: str, name: str = "v", **more: Any) -> ViewSide:
-    given: dict[str, Any] = {
-        "name": f"view_{name}",
-        "frame": rows.lazy(),
-        "join_keys": keys,
-        "source_keys": keys,
-        "event_time": "when",
-        "features": {name: "v"},
-    }
-    return ViewSide(**{**given, **more})
-
-
-def brute_force(
-    labels: list[tuple[Any, Any, Any]],
-    rows: list[tuple[Any, Any, Any, Any]],
-    keys: tuple[str, ...],
-    *,
-    ttl: int | None,
-    created: bool,
-    cut_off: bool,
-) -> list[int | None]:
-    """For each label the number of the row that wins, by the rules alone."""
-    out: list[int | None] = []
-    for label in labels:
-        ours = dict(zip(("who", "shop", "at"), label, strict=True))
-        best: tuple[Any, ...] | None = None
-        for number, (who, shop, event, made) in enumerate(rows):
-            theirs = {"who": who, "shop": shop}
-            at = ours["at"]
-            if at is None or event is None or event > at:
-                continue
-            if any(ours[k] is None or ours[k] != theirs[k] for k in keys):
-                continue
-            if ttl and event < at - ttl:
-                continue
-            if cut_off and created and (made is None or made > at):
-                continue
-            order = -1 if made is None or not created else made
-            best = max(best or (-1,), (event, order, number))
-        out.append(best[2] if best else None)
-    return out
-
-
-entities = st.sampled_from(["a", "b", None])
-shops = st.sampled_from([1, 2, None])
-seconds = st.one_of(st.integers(0, 12), st.none())
-label_rows = st.lists(st.tuples(entities, shops, seconds), max_size=20)
-source_rows = st.lists(st.tuples(entities, shops, seconds, seconds), max_size=20)
-key_sets = st.sampled_from([("who",), ("shop",), ("who", "shop"), ()])
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    label_rows,
-    st.lists(
-        st.tuples(source_rows, key_sets, st.sampled_from([None, 0, 3]), st.booleans()),
-        min_size=1,
-        max_size=3,
-    ),
-    st.booleans(),
-)
-def test_every_label_gets_what_a_brute_force_over_all_rows_gives_it(labels, worlds, cut_off):
-    sides = [
-        side(
-            source_of(rows),
-            *keys,
-            name=f"v{n}",
-            ttl=None if ttl is None else timedelta(seconds=ttl),
-            created_time="made" if created else None,
-        )
-        for n, (rows, keys, ttl, created) in enumerate(worlds)
-    ]
-    frame = labels_of(labels)
-    got = join(frame, sides, event_time="at", known_at_label_time=cut_off)
-    assert got.select(frame.columns).equals(frame)
-    for n, (rows, keys, ttl, created) in enumerate(worlds):
-        wanted = brute_force(labels, rows, keys, ttl=ttl, created=created, cut_off=cut_off)
-        assert got[f"v{n}"].to_list() == wanted
+from penstock.features.point_in_time import join
+from worlds import labels_of, side, source_of
 
 
 def test_a_value_is_valid_to_the_last_instant_of_its_ttl():

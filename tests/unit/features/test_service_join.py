@@ -12,7 +12,8 @@ from payments import (
 from penstock.errors import UserError
 from penstock.features.declarations import load_feature_objects
 from penstock.features.historical import HistoricalReader
-from penstock.features.service_join import PinnedRows, ServiceJoin
+from penstock.features.pinned_rows import PinnedRows
+from penstock.features.service_join import ServiceJoin
 from penstock.features.store import open_store
 
 

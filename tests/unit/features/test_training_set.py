@@ -25,12 +25,14 @@ from penstock.errors import (
     TrainingDataError,
     UserError,
 )
+from penstock.features import training_set as training_set_module
 from penstock.features.build import build
 from penstock.features.service_join import ServiceJoin
 from penstock.features.store import apply
 from penstock.features.training_set import (
     build_training_set,
     content_digest,
+    explain,
     read_training_set,
 )
 from real_data import card_fraud_files, reference_features
@@ -38,17 +40,19 @@ from real_data import card_fraud_files, reference_features
 LAST = end_of_day(59)
 
 
+QUESTION = {
+    "use_case": USE_CASE,
+    "service": SERVICE,
+    "label_table": TRANSACTIONS,
+    "label": "TX_FRAUD",
+    "start": FIRST_DAY,
+    "end": LAST,
+    "extra_columns": ["TRANSACTION_ID"],
+}
+
+
 def training_set(settings, start=FIRST_DAY, end=LAST, **changes):
-    wanted = {
-        "use_case": USE_CASE,
-        "service": SERVICE,
-        "label_table": TRANSACTIONS,
-        "label": "TX_FRAUD",
-        "start": start,
-        "end": end,
-        "extra_columns": ["TRANSACTION_ID"],
-    }
-    return build_training_set(settings, **(wanted | changes))
+    return build_training_set(settings, **(QUESTION | {"start": start, "end": end} | changes))
 
 
 def prepared_from(tmp_path, payments: pl.DataFrame):
@@ -127,7 +131,7 @@ class TestBuildTrainingSet:
 
     def test_a_set_that_was_damaged_is_not_used_again(self, prepared):
         made = training_set(prepared)
-        file = Path(made.path) / "data.parquet"
+        (file,) = Path(made.path).glob("data-*.parquet")
         data = bytearray(file.read_bytes())
         data[200] ^= 1
         file.write_bytes(data)
@@ -140,12 +144,30 @@ class TestBuildTrainingSet:
 
     def test_what_a_killed_run_left_behind_does_no_harm(self, prepared):
         made = training_set(prepared)
-        folder = Path(made.path)
-        folder.rename(folder.parent / f".partial-{made.id}")
-        (folder.parent / f".partial-{made.id}" / "data.parquet").write_bytes(b"half")
+        unfinished = Path(made.path).parent / ".unfinished"
+        (unfinished / "dead").mkdir()
+        Path(made.path).rename(unfinished / "dead" / "set")
+        (unfinished / "dead" / "set" / "data-00000.parquet").write_bytes(b"half")
         assert training_set(prepared) == made
         assert read_training_set(made).height == 600
-        assert list(folder.parent.glob(".partial-*")) == []
+        assert [path for path in unfinished.iterdir() if path.is_dir()] == []
+
+    def test_one_task_and_many_make_the_very_same_set(self, prepared, monkeypatch):
+        monkeypatch.setattr(training_set_module, "_ROWS_PER_FILE", 100)
+        one = training_set(prepared)
+        assert len(list(Path(one.path).glob("data-*.parquet"))) > 3
+        rows = read_training_set(one)
+        shutil.rmtree(one.path)
+        store = prepared.feature_store.model_copy(update={"join_memory_bytes": 1})
+        many = training_set(prepared.model_copy(update={"feature_store": store}))
+        assert many == one
+        assert read_training_set(many).equals(rows)
+
+    def test_the_path_is_explained(self, prepared):
+        found = explain(prepared, **QUESTION)
+        assert found.path.kind == "one task"
+        assert found.labels.num_rows == 600
+        assert "600 label rows" in found.path.reason
 
     def test_a_build_in_between_is_noticed_and_the_join_done_again(
         self, online_settings, monkeypatch
