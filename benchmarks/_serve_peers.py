@@ -150,8 +150,8 @@ def run_serve(arguments: argparse.Namespace) -> None:
         def __init__(self, repo: str, model: str, features: list[str]):
             self.glued = HandGlued(repo, model, features)
 
-        # Async like the other: in a thread of FastAPI's it waits for the interpreter lock, which
-        # Serve's own two loops hold in turns, and answers a fifth as many requests.
+        # Async like the other. Serve lets 5 requests at a replica, whose loop this handler holds
+        # for milliseconds; with more connections than that its router backs off ever longer.
         @app.post("/predict")
         async def predict(self, payments: Payments) -> dict[str, Any]:
             return self.glued.predict(payments)

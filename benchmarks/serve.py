@@ -1,10 +1,11 @@
 """Online prediction with feature lookup: Penstock beside what is glued by hand, under one load.
 
-    scripts/bench serve [--redis] [--seconds 5] [--days 140] [--estimator xgboost]
+    scripts/bench serve [--redis] [--seconds 4] [--days 140] [--estimator xgboost]
 
 In one run, on one machine, with the same model, features, rows and client: Penstock as `penstock
 deploy` leaves it; FastAPI with Feast's SDK and an MLflow pyfunc on uvicorn; the same on Ray Serve's
-defaults. All three run one serving process; each number is the median of three runs.
+defaults. All three run one serving process. They are up at once and loaded in turns; the others
+idle meanwhile. Each number is the median of five runs.
 Needs `wrk`: `apt-get install -y wrk`.
 """
 
@@ -23,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 NUM_CONNECTIONS = 32
-NUM_RUNS = 3
+CONNECTIONS = (NUM_CONNECTIONS, 1)
+NUM_RUNS = 5
+PEERS = {
+    "FastAPI + Feast SDK + MLflow": "fastapi",
+    "the same on Serve's defaults": "serve",
+}
 GOALS = {"ratio": 8.0, "p99_ms": 25.0, "p50_ms_at_1": 1.5}
 WRK_SCRIPT = """
 math.randomseed(7)
@@ -60,7 +66,7 @@ class Load:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--redis", action="store_true", help="features in Redis, for all three")
-    parser.add_argument("--seconds", type=int, default=5, help="of each of three runs")
+    parser.add_argument("--seconds", type=int, default=4, help="of each run")
     parser.add_argument("--days", type=int, default=140, help="of simulated payments")
     parser.add_argument("--estimator", default="xgboost")
     arguments = parser.parse_args()
@@ -75,25 +81,34 @@ def main() -> None:
 def measure(folder: Path, arguments: argparse.Namespace) -> None:
     script = folder / "payments.lua"
     script.write_text(WRK_SCRIPT)
-    results: dict[str, dict[int, Load]] = {}
-    with redis_server(folder, wanted=arguments.redis) as redis:
+    with redis_server(folder, wanted=arguments.redis) as redis, ExitStack() as servers:
         environment = penstock_environment(folder, redis)
-        try:
-            prepare(folder, environment, arguments)
-            deployed = json.loads(penstock(environment, "deploy", "card_fraud", "--json"))
-            results["Penstock"] = load_of(deployed["predict_url"], script, arguments.seconds)
-            scores = ask(deployed["predict_url"])
-            peers = prepare_peers(folder, environment, deployed, redis)
-        finally:
-            penstock(environment, "down")
-        for label, peer in (
-            ("FastAPI + Feast SDK + MLflow", "fastapi"),
-            ("the same on Serve's defaults", "serve"),
-        ):
-            with running(folder, peer, peers) as url:
-                check_same(label, scores, ask(url))
-                results[label] = load_of(url, script, arguments.seconds)
-    report(results, arguments)
+        servers.callback(penstock, environment, "down")
+        prepare(folder, environment, arguments)
+        deployed = json.loads(penstock(environment, "deploy", "card_fraud", "--json"))
+        urls = {"Penstock": deployed["predict_url"]}
+        scores = ask(deployed["predict_url"])
+        peers = prepare_peers(folder, environment, deployed, redis)
+        for label, peer in PEERS.items():
+            urls[label] = servers.enter_context(running(folder, peer, peers))
+            check_same(label, scores, ask(urls[label]))
+        loads = take_turns(urls, script, arguments.seconds)
+    report({label: {n: median(loads[label, n]) for n in CONNECTIONS} for label in urls}, arguments)
+
+
+def take_turns(
+    urls: dict[str, str], script: Path, seconds: int
+) -> dict[tuple[str, int], list[Load]]:
+    """Load one server after the other, again and again: whatever the machine does meets all."""
+    loads: dict[tuple[str, int], list[Load]] = {(u, n): [] for u in urls for n in CONNECTIONS}
+    for url in urls.values():
+        wrk(url, script, NUM_CONNECTIONS, 3)
+    for _ in range(NUM_RUNS):
+        for label, url in urls.items():
+            for num_connections in CONNECTIONS:
+                loads[label, num_connections].append(wrk(url, script, num_connections, seconds))
+                time.sleep(1)
+    return loads
 
 
 def penstock_environment(folder: Path, redis: str | None) -> dict[str, str]:
@@ -267,15 +282,6 @@ def check_same(label: str, mine: list[float], theirs: list[float]) -> None:
     for row, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         if not same_score(a, b):
             sys.exit(f"{label} gives {b} for row {row} and Penstock {a}: not the same model")
-
-
-def load_of(url: str, script: Path, seconds: int) -> dict[int, Load]:
-    """Requests a second and latency at many connections and at one: medians, after a warm-up."""
-    wrk(url, script, NUM_CONNECTIONS, 3)
-    return {
-        n: median([wrk(url, script, n, seconds) for _ in range(NUM_RUNS)])
-        for n in (NUM_CONNECTIONS, 1)
-    }
 
 
 def median(loads: list[Load]) -> Load:

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,9 +199,18 @@ class _own_postgres:  # noqa: N801  # reads as the verb that it is
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """A Redis of our own on a free loopback port."""
+    with running_redis(tmp_path_factory.mktemp("redis")) as (server, _):
+        yield server
+
+
+@contextmanager
+def running_redis(
+    folder: Path, *, like: Redis | None = None
+) -> Iterator[tuple[Redis, subprocess.Popen[bytes]]]:
+    """Start an empty Redis, with the port and password of an earlier one if it is to be like it."""
     program = _need("redis-server")["redis-server"]
-    server = Redis(port=_free_port(), password=secrets.token_hex(16))
-    folder = tmp_path_factory.mktemp("redis")
+    server = like or Redis(port=_free_port(), password=secrets.token_hex(16))
+    folder.mkdir(exist_ok=True)
     config = folder / "redis.conf"
     # In a file: a password among the arguments would show in the list of processes.
     config.write_text(
@@ -212,7 +222,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
         process = subprocess.Popen([program, config], stdout=output, stderr=subprocess.STDOUT)
     try:
         _wait(lambda: _redis_answers(server), process, log)
-        yield server
+        yield server, process
     finally:
         _stop(process, signal.SIGTERM)
 

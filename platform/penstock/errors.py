@@ -74,6 +74,10 @@ class IntegrityError(PenstockError):
     """Bytes on disk are not the bytes that were signed or committed."""
 
 
+class StoreEmptyError(PenstockError):
+    """The online store does not hold what was materialized into it."""
+
+
 class UserError(PenstockError, ValueError):
     """The input is wrong and the message says how to mend it."""
 

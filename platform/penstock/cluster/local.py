@@ -241,6 +241,8 @@ def _environment(
         WORKER_HOOK_VARIABLE: WORKER_HOOK,
         "DASHBOARD_METRIC_PORT": str(dashboard_metrics_port),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray would start replicas and ingress at 15, behind every other process of the machine.
+        "RAY_worker_niceness": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         **settings.node_environment(),
         "PENSTOCK_SERVING__PORT": str(settings.serving.port),

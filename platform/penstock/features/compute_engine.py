@@ -182,6 +182,7 @@ def write(
         online.write_rows(config, view, block)
         done += len(block.keys)
         progress(step, done, rows.height)
+    online.mark_filled(config, view)
 
 
 def source_of(view: FeatureView) -> DataSource:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.errors import DeclarationError, UserError
+from penstock.errors import DeclarationError, StoreEmptyError, UserError
 from penstock.features import entity_keys
 from penstock.features.declarations import FeatureObjects, function_of, load_feature_objects
+from penstock.features.online_rows import NO_EVENT_US, RowStore
 from penstock.records import Record
 from penstock.settings import Settings
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
     from feast.types import FeastType
 
-    from penstock.features.online_rows import RowStore
 
 FieldType = Literal["int64", "float64", "bool", "string", "timestamp"]
 _FIELD_TYPES: dict[str, FieldType] = {
@@ -133,7 +133,7 @@ class OnlineReader:
         from penstock.features.store import repo_config
 
         config = repo_config(settings)
-        store = cast("RowStore", get_online_store_from_config(config.online_store))
+        store = cast(RowStore, get_online_store_from_config(config.online_store))
         return cls(config, store, load_feature_objects(settings, use_case), service)
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> OnlineRows:
@@ -150,6 +150,7 @@ class OnlineReader:
         Raises:
             UserError: a row lacks a field, or a value does not fit its type.
             NotFoundError: the online store was never prepared for a view.
+            StoreEmptyError: it has lost what was materialized, and would know nobody.
         """
         values = np.full((len(rows), len(self.feature_names)), np.nan)
         if not rows:
@@ -184,6 +185,13 @@ class OnlineReader:
             {key: columns[field].tolist() for key, field in part.key_fields.items()}
         )
         read = self._store.read_rows(self._config, part.view, keys, part.features)
+        # Asked only where an entity is unknown: a store that lost its rows knows nobody.
+        unknown = (read.event_us == NO_EVENT_US).any()
+        if unknown and not self._store.is_filled(self._config, part.view):
+            raise StoreEmptyError(
+                f"the online store has lost the rows of {part.view.name}, or never had them",
+                next_step="run `penstock features materialize`",
+            )
         if part.ttl_us is not None:
             # Unknown entities carry the smallest event time; their values are NaN already.
             read.values[read.event_us < as_of_us - part.ttl_us] = np.nan

@@ -87,6 +87,12 @@ class RowStore(Protocol):
     ) -> ReadRows:
         """Read numeric features of many entities at once; a key may come more than once."""
 
+    def mark_filled(self, config: RepoConfig, view: FeatureView) -> None:
+        """Note, with the rows, that a whole materialization of the view has been written."""
+
+    def is_filled(self, config: RepoConfig, view: FeatureView) -> bool:
+        """Whether that note is there: a store that lost its rows lost it with them."""
+
     def disconnect(self) -> None:
         """Let go of connections; the next call makes new ones."""
 

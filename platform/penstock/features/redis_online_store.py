@@ -154,6 +154,14 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
         order = [unique[key] for key in keys]
         return ReadRows(event_us=event_us[order], values=values[order])
 
+    def mark_filled(self, config: RepoConfig, view: FeatureView) -> None:
+        """Note, among the rows, that the view was written as a whole."""
+        self._get_client(config.online_store).set(_filled_key(config, view), 1)
+
+    def is_filled(self, config: RepoConfig, view: FeatureView) -> bool:
+        """Whether Redis still has that note: one that came back empty has not."""
+        return bool(self._get_client(config.online_store).exists(_filled_key(config, view)))
+
     def online_write_batch(
         self,
         config: RepoConfig,
@@ -177,6 +185,10 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
 def _view_name(config: RepoConfig, view: FeatureView) -> str:
     name: str = compute_versioned_name(view, config.registry.enable_online_feature_view_versioning)
     return name
+
+
+def _filled_key(config: RepoConfig, view: FeatureView) -> bytes:
+    return f"penstock:filled:{config.project}:{_view_name(config, view)}".encode()
 
 
 def _time_field(view_name: str) -> bytes:

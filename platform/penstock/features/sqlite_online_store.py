@@ -103,6 +103,13 @@ class RowSqliteOnlineStore(OnlineStore):
             values[known] = block[:, 1:].astype(np.float64)
         return ReadRows(event_us=event_us, values=values)
 
+    def mark_filled(self, config: RepoConfig, view: FeatureView) -> None:
+        """Nothing to note: a table that is there has kept its rows."""
+
+    def is_filled(self, config: RepoConfig, view: FeatureView) -> bool:
+        """Always: a table that is gone is an error by itself."""
+        return True
+
     def online_write_batch(
         self,
         config: RepoConfig,

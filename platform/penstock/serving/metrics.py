@@ -26,7 +26,6 @@ _LATENCY_BOUNDARIES_MS: list[float] = [
     1000,
     5000,
 ]
-_BATCH_BOUNDARIES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 _FLUSH_S = 0.25
 PREFIX = "penstock_"
 
@@ -56,10 +55,9 @@ class RequestMetrics:
             description="Milliseconds that answered requests took in the replica, together.",
             tag_keys=keys,
         )
-        self._batch_requests = metrics.Histogram(
-            f"{PREFIX}predict_batch_requests",
-            description="Requests that were looked up and scored together.",
-            boundaries=_BATCH_BOUNDARIES,
+        self._batches = metrics.Counter(
+            f"{PREFIX}predict_batches",
+            description="Batches of requests that were looked up and scored together.",
             tag_keys=keys,
         )
         self._rows = metrics.Counter(
@@ -74,7 +72,7 @@ class RequestMetrics:
             self._requests,
             self._latency_buckets,
             self._latency_sum,
-            self._batch_requests,
+            self._batches,
             self._rows,
             self._missing,
         ):
@@ -83,6 +81,9 @@ class RequestMetrics:
         self._answered: Tally[int] = Tally()
         self._by_bucket = [0] * (len(_LATENCY_BOUNDARIES_MS) + 1)
         self._sum_ms = 0.0
+        self._num_batches = 0
+        self._num_rows = 0
+        self._absent: Tally[str] = Tally()
         self._flush: asyncio.TimerHandle | None = None
 
     def count(self, status: int, latency_s: float) -> None:
@@ -92,10 +93,18 @@ class RequestMetrics:
         self._by_bucket[bisect_left(_LATENCY_BOUNDARIES_MS, latency_ms)] += 1
         self._sum_ms += latency_ms
         if self._flush is None:
-            self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self._count_answered)
+            # Every batch ends in answers, so this tells of batches and rows too.
+            self._flush = asyncio.get_running_loop().call_later(_FLUSH_S, self._tell)
 
-    def _count_answered(self) -> None:
+    def _tell(self) -> None:
         self._flush = None
+        if self._num_batches:
+            self._batches.inc(self._num_batches)
+            self._rows.inc(self._num_rows)
+        for name, number in self._absent.items():
+            self._missing.inc(number, tags={"feature": name})
+        self._num_batches = self._num_rows = 0
+        self._absent.clear()
         for status, number in self._answered.items():
             self._requests.inc(number, tags={"code": str(status)})
         labels = [*map(str, _LATENCY_BOUNDARIES_MS), "+Inf"]
@@ -107,13 +116,10 @@ class RequestMetrics:
         self._by_bucket = [0] * len(labels)
         self._sum_ms = 0.0
 
-    def count_batch(self, num_requests: int) -> None:
-        """Count one batch."""
-        self._batch_requests.observe(num_requests)
-
-    def count_rows(self, missing: Sequence[tuple[str, ...]]) -> None:
-        """Count scored rows, each given by the names of its missing features."""
-        self._rows.inc(len(missing))
-        tally = Tally(name for names in missing for name in names)
-        for name, number in tally.items():
-            self._missing.inc(number, tags={"feature": name})
+    def count_batch(self, missing: Sequence[tuple[str, ...]]) -> None:
+        """Count one batch of rows, each given by the names of its missing features."""
+        self._num_batches += 1
+        self._num_rows += len(missing)
+        for names in missing:
+            if names:
+                self._absent.update(names)

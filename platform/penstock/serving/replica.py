@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from penstock.errors import IntegrityError, RequestError
+from penstock.errors import IntegrityError, RequestError, StoreEmptyError
 from penstock.features.online import OnlineReader
 from penstock.records import Record
 from penstock.registry.package import VerifiedPackage, verify
@@ -214,10 +214,13 @@ class Replica:
 
     async def _score(self, requests: Sequence[list[Row]]) -> list[_Scored | RequestError]:
         """Look up and score the rows of all waiting requests at once."""
-        self._metrics.count_batch(len(requests))
         rows = [row for request in requests for row in request]
         try:
             scored = await self._score_rows(rows)
+        except StoreEmptyError as error:
+            # Scores from features that are all missing would look like any others.
+            refusal = RequestError(503, "features_absent", str(error))
+            return [refusal] * len(requests)
         except Exception:
             if len(requests) == 1:
                 raise
@@ -248,7 +251,7 @@ class Replica:
             looked_up = self._reader.read(rows[start : start + _ROWS_PER_STEP])
             scores.append(self._predictor.predict(looked_up.values))
             missing += looked_up.missing
-        self._metrics.count_rows(missing)
+        self._metrics.count_batch(missing)
         return _Scored(
             scores=scores[0] if len(scores) == 1 else np.concatenate(scores), missing=missing
         )

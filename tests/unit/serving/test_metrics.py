@@ -16,6 +16,7 @@ class Series:
     def set_default_tags(self, tags: dict[str, str]) -> None: ...
 
     def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
+        assert value > 0, "Ray refuses to count nothing"
         self.told[self.name, *(tags or {}).values()] += value
 
     observe = inc
@@ -44,8 +45,26 @@ def test_requests_are_counted_by_code_and_within_each_latency(told: Counter):
     assert told["penstock_predict_latency_ms_sum",] == pytest.approx(60_005.4)
 
 
-def test_missing_features_are_counted_by_name(told: Counter):
-    RequestMetrics("m", 1).count_rows([("a", "b"), (), ("a",)])
-    assert told["penstock_predict_rows",] == 3
+def test_batches_rows_and_missing_features_are_told_with_the_answers(told: Counter):
+    async def answer() -> None:
+        metrics = RequestMetrics("m", 1)
+        metrics.count_batch([("a", "b"), (), ("a",)])
+        metrics.count_batch([()])
+        metrics.count(200, 0.001)
+        await asyncio.sleep(0.35)
+
+    asyncio.run(answer())
+    assert told["penstock_predict_batches",] == 2
+    assert told["penstock_predict_rows",] == 4
     assert told["penstock_predict_missing_features", "a"] == 2
     assert told["penstock_predict_missing_features", "b"] == 1
+
+
+def test_where_all_is_refused_no_batch_is_told(told: Counter):
+    async def answer() -> None:
+        RequestMetrics("m", 1).count(422, 0.001)
+        await asyncio.sleep(0.35)
+
+    asyncio.run(answer())
+    assert ("penstock_predict_batches",) not in told
+    assert told["penstock_predict_requests", "422"] == 1
