@@ -4,9 +4,8 @@
 
 In one run, on one machine, with the same model, features, rows and client: Penstock as `penstock
 deploy` leaves it; FastAPI with Feast's SDK and an MLflow pyfunc on uvicorn; the same on Ray Serve's
-defaults. All three run one serving process. They are up at once and loaded in turns; the others
-idle meanwhile. Each number is the median of five runs.
-Needs `wrk`: `apt-get install -y wrk`.
+defaults. All three run one serving process. Penstock and FastAPI are up at once and loaded in
+turns, Serve's defaults afterwards. Each number is the median of five runs. Needs `wrk`: `apt-get install -y wrk`.
 """
 
 import argparse
@@ -35,10 +34,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 NUM_CONNECTIONS = 32
 CONNECTIONS = (NUM_CONNECTIONS, 1)
 NUM_RUNS = 5
-PEERS = {
-    "FastAPI + Feast SDK + MLflow": "fastapi",
-    "the same on Serve's defaults": "serve",
-}
+GLUED, DEFAULTS = "FastAPI + Feast SDK + MLflow", "the same on Serve's defaults"
+LABELS = ("Penstock", GLUED, DEFAULTS)
 GOALS = {"ratio": 8.0, "p99_ms": 25.0, "p50_ms_at_1": 1.5}
 WRK_SCRIPT = """
 math.randomseed(7)
@@ -86,14 +83,20 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
         servers.callback(penstock, environment, "down")
         prepare(folder, environment, arguments)
         deployed = json.loads(penstock(environment, "deploy", "card_fraud", "--json"))
-        urls = {"Penstock": deployed["predict_url"]}
         scores = ask(deployed["predict_url"])
         peers = prepare_peers(folder, environment, deployed, redis)
-        for label, peer in PEERS.items():
-            urls[label] = servers.enter_context(running(folder, peer, peers))
-            check_same(label, scores, ask(urls[label]))
-        loads = take_turns(urls, script, arguments.seconds)
-    report({label: {n: median(loads[label, n]) for n in CONNECTIONS} for label in urls}, arguments)
+        with running(folder, "fastapi", peers) as url:
+            check_same(GLUED, scores, ask(url))
+            urls = {"Penstock": deployed["predict_url"], GLUED: url}
+            loads = take_turns(urls, script, arguments.seconds)
+        servers.close()
+        # By itself: the processes of another Ray would cost the other two a tenth of a core.
+        with running(folder, "serve", peers) as url:
+            check_same(DEFAULTS, scores, ask(url))
+            loads |= take_turns({DEFAULTS: url}, script, arguments.seconds)
+    report(
+        {label: {n: median(loads[label, n]) for n in CONNECTIONS} for label in LABELS}, arguments
+    )
 
 
 def take_turns(
