@@ -5,7 +5,8 @@
 In one run, on one machine, with the same model, features, rows and client: Penstock as `penstock
 deploy` leaves it; FastAPI with Feast's SDK and an MLflow pyfunc on uvicorn; the same on Ray Serve's
 defaults. All three run one serving process. Penstock and FastAPI are up at once and loaded in
-turns, Serve's defaults afterwards. Each number is the median of five runs. Needs `wrk`: `apt-get install -y wrk`.
+turns, Serve's defaults afterwards. Each number is the median of five runs.
+Needs `wrk`: `apt-get install -y wrk`.
 """
 
 import argparse
