@@ -4,6 +4,7 @@ PenstockError            1   something of ours, or of a part we stand on, failed
 ├── ClusterError         1   a Ray cluster is absent, unreachable or not ours
 ├── JobFailedError       n   a Ray job ended with the exit code n
 ├── IntegrityError       1   bytes on disk are not the bytes that were signed or committed
+├── StoreEmptyError      1   the online store does not hold what was materialized into it
 ├── UserError            2   the input is wrong and the message says how to mend it
 │   ├── SettingsError    2   a setting is unknown, of the wrong type or out of range
 │   ├── DeclarationError 2   a use case's declarations contradict themselves
