@@ -158,8 +158,10 @@ class TestBuildTrainingSet:
         assert len(list(Path(one.path).glob("data-*.parquet"))) > 3
         rows = read_training_set(one)
         shutil.rmtree(one.path)
-        store = prepared.feature_store.model_copy(update={"join_memory_bytes": 1})
-        many = training_set(prepared.model_copy(update={"feature_store": store}))
+        store = prepared.feature_store.model_copy(update={"join_memory_bytes": 100_000})
+        spread = prepared.model_copy(update={"feature_store": store})
+        assert explain(spread, **QUESTION).path.kind == "distributed"
+        many = training_set(spread)
         assert many == one
         assert read_training_set(many).equals(rows)
 
