@@ -54,7 +54,7 @@ def open_store(folder: Path, source: Path, online: dict[str, Any], engine: Any) 
     folder.mkdir()
     store = FeatureStore(
         config=RepoConfig(
-            project=f"bench_{folder.name}",
+            project=f"bench_{folder.name.replace('-', '_')}",
             provider="local",
             repo_path=folder,
             registry={"registry_type": "sql", "path": f"sqlite:///{folder}/registry.db"},
