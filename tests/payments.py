@@ -61,3 +61,14 @@ def commit_payments(settings: Settings, payments: pl.DataFrame) -> None:
 
 def end_of_day(day: int) -> datetime:
     return FIRST_DAY + timedelta(days=day + 1)
+
+
+def build_features(settings: Settings, num_payments: int = 600) -> Settings:
+    """Bring payments into the storage, build their features and declare them to Feast."""
+    from penstock.features.build import build
+    from penstock.features.store import apply
+
+    commit_payments(settings, make_payments(num_payments))
+    build(settings, USE_CASE)
+    apply(settings)
+    return settings

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from payments import USE_CASE, commit_payments, make_payments, settings_in
+from payments import USE_CASE, build_features, settings_in
 from penstock.errors import BusyError
 from penstock.features import compute_engine
-from penstock.features.build import build
 from penstock.features.materialize import materialize
-from penstock.features.store import apply, open_store
+from penstock.features.store import open_store
 from penstock.locks import exclusive
 
 ROWS_PER_BLOCK = 7
@@ -61,10 +60,7 @@ def run(storage: Path, die_at: int, **options: bool) -> int | None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("built")
-    settings = settings_in(storage)
-    commit_payments(settings, make_payments(600))
-    build(settings, USE_CASE)
-    apply(settings)
+    build_features(settings_in(storage))
     return storage
 
 

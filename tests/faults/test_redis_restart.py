@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from payments import SERVICE, USE_CASE, commit_payments, make_payments, settings_in
+from payments import SERVICE, USE_CASE, build_features, settings_in
 from penstock.errors import StoreEmptyError
-from penstock.features.build import build
 from penstock.features.materialize import materialize
 from penstock.features.online import OnlineReader
 from penstock.features.redis_online_store import GuardedRedisOnlineStore
-from penstock.features.store import apply
 from servers import Redis, running_redis
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
@@ -27,10 +25,9 @@ ROW = {
 
 def materialized(storage: Path, server: Redis):
     """The settings of a storage whose features are in that Redis."""
-    settings = settings_in(storage, online_store="redis", redis=server.connection_string)
-    commit_payments(settings, make_payments(600))
-    build(settings, USE_CASE)
-    apply(settings)
+    settings = build_features(
+        settings_in(storage, online_store="redis", redis=server.connection_string)
+    )
     materialize(settings, USE_CASE)
     return settings
 

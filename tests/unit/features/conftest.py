@@ -4,19 +4,13 @@ import shutil
 
 import pytest
 
-from payments import USE_CASE, commit_payments, make_payments, settings_in
+from payments import USE_CASE, build_features, settings_in
 
 
 @pytest.fixture(scope="session")
 def prepared_storage(tmp_path_factory):
-    from penstock.features.build import build
-    from penstock.features.store import apply
-
     storage = tmp_path_factory.mktemp("prepared")
-    settings = settings_in(storage)
-    commit_payments(settings, make_payments(600))
-    build(settings, USE_CASE)
-    apply(settings)
+    build_features(settings_in(storage))
     return storage
 
 
@@ -29,13 +23,8 @@ def prepared(prepared_storage, tmp_path):
 
 @pytest.fixture(scope="session")
 def online_settings(tmp_path_factory):
-    from penstock.features.build import build
     from penstock.features.materialize import materialize
-    from penstock.features.store import apply
 
-    settings = settings_in(tmp_path_factory.mktemp("online"))
-    commit_payments(settings, make_payments())
-    build(settings, USE_CASE)
-    apply(settings)
+    settings = build_features(settings_in(tmp_path_factory.mktemp("online")), 3_000)
     materialize(settings, USE_CASE)
     return settings
