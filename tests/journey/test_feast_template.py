@@ -16,6 +16,7 @@ from projects import REPO_ROOT
 pytestmark = pytest.mark.slow
 
 OURS = "penstock.features.offline_store.PenstockOfflineStore"
+ENGINE = "penstock.features.compute_engine.PenstockComputeEngine"
 
 
 def run(*command: str | Path, cwd: Path) -> None:
@@ -49,6 +50,9 @@ def walk(template: Path, folder: Path, store_type: str) -> tuple[pl.DataFrame, d
         pq.write_table(pq.read_table(data), data, coerce_timestamps="us")
     with (repo / "feature_store.yaml").open("a") as file:
         file.write(f"\noffline_store: {{type: {store_type}}}\n")
+        if store_type == OURS:
+            # Writes into Feast's own online store here.
+            file.write(f"batch_engine: {{type: {ENGINE}}}\n")
     run(Path(sys.executable).parent / "feast", "apply", cwd=repo)
     run(sys.executable, REPO_ROOT / "tests" / "feast_template.py", repo, folder, cwd=repo)
     return (
