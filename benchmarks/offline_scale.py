@@ -46,7 +46,7 @@ class Sink:
         return joined.height
 
 
-def prepare(folder: Path, sizes: list[int]) -> None:
+def prepare(folder: Path, sizes: list[int], skew_percent: int) -> None:
     payments = read_payments(None).with_columns(pl.col(TIME).dt.replace_time_zone("UTC"))
     frames = {name: compute(payments, windows) for name, windows in VIEWS.items()}
     frames["labels"] = payments.select(KEY, "CUSTOMER_ID", "TERMINAL_ID", TIME)
@@ -59,6 +59,12 @@ def prepare(folder: Path, sizes: list[int]) -> None:
                 for n in range(-(-size // frame.height))
             ]
             whole = pl.concat(copies).sort(TIME, maintain_order=True).head(size)
+            in_one = pl.int_range(pl.len()) % 100 < skew_percent
+            whole = whole.with_columns(
+                pl.when(in_one).then(pl.lit(0)).otherwise(pl.col(key)).alias(key)
+                for key in keys
+                if key != KEY
+            )
             whole.write_parquet(folder / f"{name}-{size}.parquet", row_group_size=1 << 20)
 
 
@@ -147,13 +153,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000_000, help="label rows of the large one")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each")
+    parser.add_argument("--skew-percent", type=int, default=0, help="rows of one single entity")
     given = parser.parse_args()
     small, large = given.rows // 10, given.rows
     import ray
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, [small, large])
+        prepare(folder, [small, large], given.skew_percent)
         ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="error")
         took_s: dict[int, list[float]] = {small: [], large: []}
         peak_bytes, kinds = {}, {}
@@ -178,6 +185,7 @@ def main() -> None:
             {
                 "benchmark": "offline_scale",
                 "num_rows": large,
+                "skew_percent": given.skew_percent,
                 "ratio_to_a_tenth": round(medians[large] / medians[small], 2),
                 "peak_bytes_of_any_process": peak_bytes[large],
                 "goals": {"ratio": 12, "peak_bytes": 5_000_000_000},

@@ -172,18 +172,22 @@ def prepare_peers(
 
     import polars as pl
     from _serve_peers import write_model, write_repo
+    from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 
     from penstock.features.declarations import load_feature_objects
-    from penstock.features.materialize import newest_rows
+    from penstock.features.newest_rows import newest_rows
+    from penstock.features.online_rows import EPOCH
     from penstock.features.store import open_store, registered_view
     from penstock.registry.package import verify
     from penstock.settings import load_settings
 
     settings = load_settings()
     store = open_store(settings)
+    offline = get_offline_store_from_config(store.config.offline_store)
     frames: dict[str, pl.DataFrame] = {}
     for view in load_feature_objects(settings, "card_fraud").views.values():
-        rows = newest_rows(store, registered_view(store, view), datetime.now(UTC))
+        view = registered_view(store, view)
+        rows = newest_rows(store.config, offline, view, EPOCH, datetime.now(UTC))
         numbers = [c for c in rows.columns if c not in (*view.join_keys, "TX_DATETIME")]
         frames[view.name.removeprefix("card_fraud_")] = rows.with_columns(
             pl.col(numbers).cast(pl.Float64)

@@ -4,6 +4,7 @@ PenstockError            1   something of ours, or of a part we stand on, failed
 ├── ClusterError         1   a Ray cluster is absent, unreachable or not ours
 ├── JobFailedError       n   a Ray job ended with the exit code n
 ├── IntegrityError       1   bytes on disk are not the bytes that were signed or committed
+├── StorageFullError     1   the disk has no room left; nothing half-written is seen
 ├── StoreEmptyError      1   the online store does not hold what was materialized into it
 ├── UserError            2   the input is wrong and the message says how to mend it
 │   ├── SettingsError    2   a setting is unknown, of the wrong type or out of range
@@ -17,6 +18,8 @@ PenstockError            1   something of ours, or of a part we stand on, failed
 """
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -75,6 +78,10 @@ class IntegrityError(PenstockError):
     """Bytes on disk are not the bytes that were signed or committed."""
 
 
+class StorageFullError(PenstockError):
+    """The disk has no room left; what was being written is not part of anything."""
+
+
 class StoreEmptyError(PenstockError):
     """The online store does not hold what was materialized into it."""
 
@@ -126,6 +133,23 @@ class BusyError(PenstockError):
     """Somebody else holds what this command needs; trying again later can work."""
 
     exit_code = 75
+
+
+def storage_full(error: BaseException) -> StorageFullError | None:
+    """Give the error for a full disk where that lies beneath, whichever library raised it."""
+    beneath: BaseException | None = error
+    while beneath is not None:
+        codes = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(beneath, "errno", None) in codes or any(
+            os.strerror(code) in str(beneath) for code in codes
+        ):
+            return StorageFullError(
+                f"there is no room left to write: {beneath}",
+                next_step="make room, or point storage.root to a larger disk, and run the same "
+                "command again: what was not finished is not seen by anybody",
+            )
+        beneath = beneath.__cause__ or beneath.__context__
+    return None
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> NotFoundError:

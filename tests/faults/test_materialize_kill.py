@@ -12,7 +12,7 @@ import pytest
 
 from payments import USE_CASE, build_features, settings_in
 from penstock.errors import BusyError
-from penstock.features import compute_engine
+from penstock.features import newest_rows
 from penstock.features.materialize import materialize
 from penstock.features.store import open_store
 from penstock.locks import exclusive
@@ -28,7 +28,7 @@ _processes.set_forkserver_preload(["payments", "penstock.features.materialize"])
 
 def _materialize_until(storage: Path, die_at: int, *, watermark_first: bool = False) -> None:
     """Materialize, and die by SIGKILL at the given step."""
-    compute_engine._ROWS_PER_BLOCK = ROWS_PER_BLOCK
+    newest_rows._ROWS_PER_BLOCK = ROWS_PER_BLOCK
     from penstock.features import materialize as room
 
     num_steps = 0
@@ -40,13 +40,14 @@ def _materialize_until(storage: Path, die_at: int, *, watermark_first: bool = Fa
             os.kill(os.getpid(), signal.SIGKILL)
 
     if watermark_first:
-        original = room._materialize_view
+        original = room.bring_newest
 
-        def too_early(store, online, view, end, report):
-            room.note_materialized(settings_in(storage), store, view, end)
-            return original(store, online, view, end, report)
+        def too_early(config, offline, online, view, period, **options):
+            settings = settings_in(storage)
+            room.note_materialized(settings, open_store(settings), view, period[1])
+            return original(config, offline, online, view, period, **options)
 
-        room._materialize_view = too_early
+        room.bring_newest = too_early
     materialize(settings_in(storage), USE_CASE, progress=progress)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, storage_full
 
 _ORDER = (
     "up", "init", "sample", "data", "features", "train", "results", "models",
@@ -61,6 +61,12 @@ def main() -> None:
     except PenstockError as error:
         _report(error, as_json=as_json)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        full = storage_full(error)
+        if full is None:
+            raise
+        _report(full, as_json=as_json)
+        raise SystemExit(full.exit_code) from None
 
 
 def _report(error: PenstockError, *, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from penstock import logs
 from penstock.cluster import markers
 from penstock.cluster.connection import connect
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, storage_full
 from penstock.logs import redact
 from penstock.progress import Progress
 from penstock.records import Record
@@ -162,7 +162,7 @@ def _ours(error: BaseException) -> PenstockError | None:
         found = _ours(inner)
         if found is not None:
             return found
-    return error if isinstance(error, PenstockError) else None
+    return error if isinstance(error, PenstockError) else storage_full(error)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

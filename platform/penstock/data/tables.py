@@ -27,7 +27,14 @@ from penstock.data.commit_stream import (
     storable,
 )
 from penstock.data.statistics import ColumnStatistics, Summary
-from penstock.errors import BusyError, DataError, IntegrityError, NotFoundError, unknown_name
+from penstock.errors import (
+    BusyError,
+    DataError,
+    IntegrityError,
+    NotFoundError,
+    storage_full,
+    unknown_name,
+)
 from penstock.locks import exclusive
 from penstock.records import Record
 from penstock.settings import Settings
@@ -146,7 +153,12 @@ class TableFolder:
         with exclusive(self._lock_path, what=f"table {self.name}", wait_s=_WAIT_S):
             self._open().delete(f'"{column}" IN ({quoted})')
 
-    def statistics(self, version: int | None = None) -> list[ColumnStatistics]:
+    @property
+    def statistics_path(self) -> Path:
+        """The folder of what is kept about the table's versions."""
+        return self.path / _STATISTICS_FOLDER
+
+    def summaries(self, version: int | None = None) -> list[Summary]:
         """What each column holds at that version; see `statistics` for what is exact."""
         newest = self._open()
         wanted = self._open(version).version()
@@ -155,9 +167,9 @@ class TableFolder:
             part = commit.get(f"{_METADATA}{_STATISTICS_ID}")
             if part is None:
                 # Another writer's commit has no summary: measure the version itself.
-                return [s.statistics() for s in self._measure(wanted)]
+                return self._measure(wanted)
             try:
-                parts.append(statistics.load(self.path / _STATISTICS_FOLDER / f"{part}.parquet"))
+                parts.append(statistics.load(self.statistics_path / f"{part}.parquet"))
             except (OSError, pl.exceptions.PolarsError) as error:
                 raise IntegrityError(
                     f"the statistics {part} of table {self.name} are unreadable: {error}"
@@ -165,7 +177,7 @@ class TableFolder:
             if commit.get("operationParameters", {}).get("mode") == "Overwrite":
                 break
         # Oldest first, so that the columns stand in the order in which they were written.
-        return [summary.statistics() for summary in statistics.merge(parts[::-1])]
+        return statistics.merge(parts[::-1])
 
     def _measure(self, version: int) -> list[Summary]:
         return statistics.summarize(self.scan(version).collect_batches(chunk_size=1 << 18))
@@ -194,6 +206,7 @@ class TableFolder:
         Raises:
             DataError: the columns are not those of the table, or of a type it cannot keep.
             BusyError: another writer held the table for ten minutes, or came in between.
+            StorageFullError: the disk is full; the table is as it was.
         """
         batches, schema = frames_of(data)
         schema = pl.Schema({name: storable(name, dtype) for name, dtype in schema.items()})
@@ -210,7 +223,7 @@ class TableFolder:
                 if mode == "append":
                     schema = self._check_columns(existing, schema, partition)
             stream = CommitStream(
-                batches, schema, partition, event_time, self.path / _STATISTICS_FOLDER, part
+                batches, schema, partition, event_time, self.statistics_path, part
             )
             try:
                 write_deltalake(
@@ -233,9 +246,13 @@ class TableFolder:
                 raise BusyError(
                     f"another writer changed table {self.name} in between", next_step="try again"
                 ) from error
-            except DeltaError as error:
+            except (DeltaError, OSError) as error:
+                if full := storage_full(stream.failure or error):
+                    raise full from error
                 if stream.failure is not None:
                     raise stream.failure from error
+                if isinstance(error, OSError):
+                    raise
                 raise DataError(f"table {self.name} cannot take this: {error}") from error
             return self.latest()
 
@@ -326,7 +343,14 @@ def column_statistics(
     settings: Settings, table: str, *, version: int | None = None
 ) -> list[ColumnStatistics]:
     """What each column of a table holds at a version."""
-    return _existing(settings, table).statistics(version)
+    return [summary.statistics() for summary in column_summaries(settings, table, version=version)]
+
+
+def column_summaries(
+    settings: Settings, table: str, *, version: int | None = None
+) -> list[Summary]:
+    """The summaries that a table's statistics at a version are made of."""
+    return _existing(settings, table).summaries(version)
 
 
 def commit(

@@ -7,16 +7,15 @@ In feature_store.yaml:
 
 Feast calls it from `materialize` and `materialize_incremental`, and moves its watermark when it has
 returned. On Penstock's online stores an older row never replaces a newer one, so a run that was
-killed, or that runs beside pushes, is simply run again. On other stores it writes as Feast does.
+killed, or that runs beside pushes, is simply run again. A source beyond the offline store's
+`join_memory_bytes` goes in pieces, on Ray where this process is connected to one. On other stores
+it writes as Feast does.
 """
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
-from feast import FeatureView
-from feast.data_source import DataSource
 from feast.infra.common.materialization_job import (
     MaterializationJob,
     MaterializationJobStatus,
@@ -24,17 +23,16 @@ from feast.infra.common.materialization_job import (
 )
 from feast.infra.common.retrieval_task import HistoricalRetrievalTask
 from feast.infra.compute_engines.base import ComputeEngine
-from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob
+from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.utils import _convert_arrow_to_proto
 
-from penstock.errors import DeclarationError
-from penstock.features import entity_keys
-from penstock.features.online_rows import RowStore, WrittenRows
-from penstock.progress import Progress, silent
+from penstock.features.distributed_join import runner
+from penstock.features.newest_rows import bring_newest, newest_rows
+from penstock.features.online_rows import RowStore
+from penstock.progress import Progress
 
-# Bounds what is held as Python objects at a time; the columns themselves stay in Arrow.
 _ROWS_PER_BLOCK = 20_000
 
 
@@ -66,12 +64,20 @@ class PenstockComputeEngine(ComputeEngine):
 
         view = task.feature_view
         try:
-            rows = newest_rows(
-                self.repo_config, self.offline_store, view, task.start_time, task.end_time
-            )
+            config, period = self.repo_config, (task.start_time, task.end_time)
             if hasattr(self.online_store, "write_rows"):
-                write(self.repo_config, cast(RowStore, self.online_store), view, rows, tell)
+                bring_newest(
+                    config,
+                    self.offline_store,
+                    cast(RowStore, self.online_store),
+                    view,
+                    period,
+                    scratch=Path(config.repo_path or ".").resolve() / ".penstock_scratch" / "rows",
+                    run=runner(),
+                    progress=tell,
+                )
             else:
+                rows = newest_rows(config, self.offline_store, view, *period)
                 self._write_as_feast_does(registry, task, rows, tell)
         except Exception as error:  # noqa: BLE001  # Feast raises what the job carries
             return FinishedJob(task, error)
@@ -141,84 +147,3 @@ class FinishedJob(MaterializationJob):
 
     def url(self) -> None:
         """There is no page to look at."""
-
-
-def newest_rows(
-    config: RepoConfig, offline: OfflineStore, view: FeatureView, start: datetime, end: datetime
-) -> pl.DataFrame:
-    """Read the newest row of each entity with start <= event time <= end, in the view's own names.
-
-    Raises:
-        DeclarationError: the view has no source to read.
-    """
-    source = source_of(view)
-    to_source = {name: column for column, name in source.field_mapping.items()}
-    job = offline.pull_latest_from_table_or_query(
-        config=config,
-        data_source=source,
-        join_key_columns=[to_source.get(key, key) for key in view.join_keys],
-        feature_name_columns=[to_source.get(f.name, f.name) for f in view.features],
-        timestamp_field=source.timestamp_field,
-        created_timestamp_column=source.created_timestamp_column or None,
-        start_date=start if start.tzinfo else start.replace(tzinfo=UTC),
-        end_date=end if end.tzinfo else end.replace(tzinfo=UTC),
-    )
-    frame = pl.DataFrame(pl.from_arrow(job.to_arrow())).rename(source.field_mapping, strict=False)
-    return frame.drop_nulls(view.join_keys)
-
-
-def write(
-    config: RepoConfig,
-    online: RowStore,
-    view: FeatureView,
-    rows: pl.DataFrame,
-    progress: Progress = silent,
-) -> None:
-    """Write the rows to one of Penstock's online stores, in blocks."""
-    step = f"materialize {view.name}"
-    done = 0
-    progress(step, done, rows.height)
-    for block in _blocks(view, rows):
-        online.write_rows(config, view, block)
-        done += len(block.keys)
-        progress(step, done, rows.height)
-    online.mark_filled(config, view)
-
-
-def source_of(view: FeatureView) -> DataSource:
-    """The source that a view is materialized from.
-
-    Raises:
-        DeclarationError: it has none.
-    """
-    if view.batch_source is None:
-        raise DeclarationError(
-            f"the feature view {view.name!r} has no batch source to materialize from",
-            next_step="give it one, or online=False",
-        )
-    return view.batch_source
-
-
-def _blocks(view: FeatureView, rows: pl.DataFrame) -> Iterator[WrittenRows]:
-    source = source_of(view)
-    for block in rows.iter_slices(_ROWS_PER_BLOCK):
-        created = source.created_timestamp_column
-        yield WrittenRows(
-            keys=entity_keys.encode({key: block[key].to_list() for key in view.join_keys}),
-            event_us=_micros(block[source.timestamp_field]),
-            created_us=_micros(block[created]) if created else None,
-            features={f.name: _values(block[f.name]) for f in view.features},
-        )
-
-
-def _micros(times: pl.Series) -> list[int]:
-    return times.cast(pl.Datetime("us", "UTC")).to_physical().to_list()
-
-
-def _values(column: pl.Series) -> Sequence[object]:
-    if column.dtype.is_float():
-        # A NaN is "no value" to every reader, and must replace a former value as a null does.
-        return column.fill_nan(None).to_list()
-    if column.dtype.is_temporal():
-        return column.cast(pl.Datetime("us", "UTC")).dt.epoch("s").to_list()
-    return column.to_list()

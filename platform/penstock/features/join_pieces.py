@@ -73,9 +73,9 @@ def split_labels(
             frame.select(*keys, label_time(plan))
             .with_row_index(_PLACE)
             # A row with a null among them matches nothing.
-            .drop_nulls([TIME, *(f"__key{i}" for i in range(len(keys)))])
+            .drop_nulls([TIME, *_key_names(len(keys))])
         )
-        split.append(_split(rows, len(keys), num_buckets, path))
+        split.append(split_by_keys(rows, _key_names(len(keys)), num_buckets, path))
     return split
 
 
@@ -85,26 +85,30 @@ def split_source(
     """Cut a chunk of a view's rows into buckets."""
     side = plan.views[view]
     rows = source_rows(side, plan, chunk).collect()
-    return _split(rows, len(side.join_keys), num_buckets, out)
+    return split_by_keys(rows, _key_names(len(side.join_keys)), num_buckets, out)
 
 
-def _split(rows: pl.DataFrame, num_keys: int, num_buckets: int, out: Path) -> SplitChunk:
-    numbered = rows.with_columns(_bucket_of(rows.schema, num_keys, num_buckets).alias(_BUCKET))
+def split_by_keys(
+    rows: pl.DataFrame, keys: Sequence[str], num_buckets: int, out: Path
+) -> SplitChunk:
+    """Leave the rows in a file, bucket after bucket of their keys, each bucket in their order."""
+    numbered = rows.with_columns(_bucket_of(rows.schema, keys, num_buckets).alias(_BUCKET))
     ordered = numbered.sort(_BUCKET, maintain_order=True)
     counts = np.bincount(ordered[_BUCKET].to_numpy(), minlength=num_buckets)
     write_arrow(ordered.drop(_BUCKET), out)
     return SplitChunk(str(out), (0, *np.cumsum(counts).tolist()))
 
 
-def _bucket_of(schema: pl.Schema, num_keys: int, num_buckets: int) -> pl.Expr:
-    if not num_keys:
+def _key_names(num_keys: int) -> list[str]:
+    return [f"__key{i}" for i in range(num_keys)]
+
+
+def _bucket_of(schema: pl.Schema, keys: Sequence[str], num_buckets: int) -> pl.Expr:
+    if not keys:
         return pl.lit(0, pl.UInt16)
     # Adding zero makes one of the two zeros that are equal and yet have different bits.
-    keys = [
-        pl.col(name) + 0.0 if schema[name].is_float() else pl.col(name)
-        for name in (f"__key{i}" for i in range(num_keys))
-    ]
-    return (pl.struct(keys).hash(seed=0) % num_buckets).cast(pl.UInt16)
+    equal = [pl.col(name) + 0.0 if schema[name].is_float() else pl.col(name) for name in keys]
+    return (pl.struct(equal).hash(seed=0) % num_buckets).cast(pl.UInt16)
 
 
 def join_bucket(
@@ -123,7 +127,7 @@ def join_bucket(
         For each chunk of labels where its rows lie in `out`.
     """
     side = plan.views[view]
-    left, right = _read(labels), _read(source)
+    left, right = read_pieces(labels), read_pieces(source)
     times_and_keys = pl.col("^__(key.*|time|created)$")
     order = left[TIME].arg_sort()
     rows = match_rows(
@@ -160,7 +164,7 @@ def assemble(
     frame = chunk.collect()
     columns = frame.get_columns()
     for found in pieces:
-        rows = _read(found)
+        rows = read_pieces(found)
         where = np.full(frame.height, -1, np.int64)
         where[rows[_PLACE].to_numpy()] = np.arange(rows.height)
         order = pl.Series(where)
@@ -170,7 +174,8 @@ def assemble(
     return pl.DataFrame(columns)
 
 
-def _read(pieces: Sequence[Piece]) -> pl.DataFrame:
+def read_pieces(pieces: Sequence[Piece]) -> pl.DataFrame:
+    """The rows of the pieces, one after the other, mapped rather than read."""
     tables = [pa.ipc.open_file(pa.memory_map(p.path)).read_all() for p in pieces]
     parts = [table.slice(p.start, p.length) for table, p in zip(tables, pieces, strict=True)]
     return pl.DataFrame(pl.from_arrow(pa.concat_tables(parts), rechunk=False))

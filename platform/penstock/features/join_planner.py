@@ -98,5 +98,14 @@ def choose_path(labels: SideSize, views: Sequence[SideSize], *, budget_bytes: in
     )
 
 
+def num_buckets_for(rows: SideSize, *, budget_bytes: int) -> int:
+    """Into how many buckets of entities the rows are cut so that one fits; 1: all of them fit."""
+    estimated_bytes = rows.num_rows * (_COPIES * rows.row_bytes + _SEARCH_BYTES)
+    if estimated_bytes <= budget_bytes:
+        return 1
+    wanted = math.ceil(_BUCKETS_AT_ONCE * estimated_bytes / budget_bytes)
+    return min(max(MIN_BUCKETS, wanted), MAX_BUCKETS)
+
+
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / (1 << 30):.2f} GiB"

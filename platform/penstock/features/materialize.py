@@ -8,15 +8,13 @@ killed, or runs beside pushes of newer values, can simply run again.
 from datetime import UTC, datetime
 from typing import cast
 
-import polars as pl
-from feast import FeatureStore, FeatureView
 from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 from feast.infra.online_stores.helpers import get_online_store_from_config
 
 from penstock.errors import UserError
-from penstock.features import compute_engine
-from penstock.features.compute_engine import source_of, write
 from penstock.features.declarations import load_feature_objects
+from penstock.features.distributed_join import runner
+from penstock.features.newest_rows import bring_newest
 from penstock.features.online_rows import EPOCH, RowStore
 from penstock.features.store import note_materialized, open_store, registered_view
 from penstock.locks import exclusive
@@ -72,28 +70,25 @@ def materialize(
         try:
             done = []
             for view in views:
-                done.append(_materialize_view(store, online, view, end, progress))
+                written = bring_newest(
+                    store.config,
+                    get_offline_store_from_config(store.config.offline_store),
+                    online,
+                    view,
+                    (EPOCH, end),
+                    scratch=settings.storage_path / "scratch" / "materialize",
+                    run=runner(),
+                    progress=progress,
+                )
+                done.append(
+                    MaterializedView(
+                        view=view.name,
+                        num_entities=written.num_entities,
+                        newest_event=written.newest_event,
+                        until=end,
+                    )
+                )
                 note_materialized(settings, store, view, end)
             return done
         finally:
             online.disconnect()
-
-
-def _materialize_view(
-    store: FeatureStore, online: RowStore, view: FeatureView, end: datetime, progress: Progress
-) -> MaterializedView:
-    rows = newest_rows(store, view, end)
-    write(store.config, online, view, rows, progress)
-    newest = rows[source_of(view).timestamp_field].max()
-    return MaterializedView(
-        view=view.name,
-        num_entities=rows.height,
-        newest_event=cast(datetime | None, newest),
-        until=end,
-    )
-
-
-def newest_rows(store: FeatureStore, view: FeatureView, end: datetime) -> pl.DataFrame:
-    """Read the newest row of each entity up to `end`, in the view's own names."""
-    offline = get_offline_store_from_config(store.config.offline_store)
-    return compute_engine.newest_rows(store.config, offline, view, EPOCH, end)

@@ -155,7 +155,7 @@ class PenstockOfflineStore(OfflineStore):
             if created_timestamp_column:
                 times.append(created_timestamp_column)
             rows = (
-                _between(
+                source_files.between(
                     source_files.scan(data_source, config), timestamp_field, start_date, end_date
                 )
                 .select(list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times])))
@@ -188,7 +188,7 @@ class PenstockOfflineStore(OfflineStore):
             if created_timestamp_column:
                 columns.append(created_timestamp_column)
             rows = (
-                _between(
+                source_files.between(
                     source_files.scan(data_source, config), timestamp_field, start_date, end_date
                 )
                 .select(list(dict.fromkeys(columns)))
@@ -352,24 +352,6 @@ def _metadata(feature_refs: list[str], labels: pa.Table, event_time: str) -> Ret
         min_event_timestamp=first if isinstance(first, datetime) else None,
         max_event_timestamp=last if isinstance(last, datetime) else None,
     )
-
-
-def _between(
-    frame: pl.LazyFrame, column: str, start: datetime | None, end: datetime | None
-) -> pl.LazyFrame:
-    dtype = frame.collect_schema()[column]
-    for bound, keeps in ((start, pl.Expr.ge), (end, pl.Expr.le)):
-        if bound is not None:
-            frame = frame.filter(keeps(pl.col(column), _bound(bound, dtype)))
-    return frame
-
-
-def _bound(moment: datetime, dtype: pl.DataType) -> pl.Expr:
-    """The moment as the column's type writes it; without a zone it is UTC, as Feast has it."""
-    utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
-        return pl.lit(utc).dt.convert_time_zone(dtype.time_zone)
-    return pl.lit(utc.replace(tzinfo=None))
 
 
 def _with_dummy_entity(rows: pl.DataFrame) -> pl.DataFrame:

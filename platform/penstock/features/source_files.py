@@ -1,6 +1,7 @@
 """Reads and writes the sources that Penstock's offline store knows: Delta tables and Parquet."""
 
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -130,6 +131,25 @@ def replace(
     pq.write_table(table, unfinished / "part-0.parquet")
     unfinished.rename(target)
     return True
+
+
+def between(
+    frame: pl.LazyFrame, column: str, start: datetime | None, end: datetime | None
+) -> pl.LazyFrame:
+    """Keep the rows with start <= time <= end; a bound without a zone is UTC, as Feast has it."""
+    dtype = frame.collect_schema()[column]
+    for bound, keeps in ((start, pl.Expr.ge), (end, pl.Expr.le)):
+        if bound is not None:
+            frame = frame.filter(keeps(pl.col(column), _bound(bound, dtype)))
+    return frame
+
+
+def _bound(moment: datetime, dtype: pl.DataType) -> pl.Expr:
+    """The moment as the column's type writes it."""
+    utc = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        return pl.lit(utc).dt.convert_time_zone(dtype.time_zone)
+    return pl.lit(utc.replace(tzinfo=None))
 
 
 def to_polars(table: pa.Table) -> pl.DataFrame:

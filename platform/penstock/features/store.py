@@ -68,6 +68,7 @@ def repo_config(settings: Settings) -> RepoConfig:
             "offline_store": {
                 "type": _OFFLINE_STORE,
                 "tables_root": str(settings.storage_path / "tables"),
+                "join_memory_bytes": settings.feature_store.join_memory_bytes,
             },
             "online_store": _online_store(settings),
             "entity_key_serialization_version": 3,

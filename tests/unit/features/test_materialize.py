@@ -1,5 +1,6 @@
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from payments import (
 )
 from penstock.data import tables
 from penstock.errors import BusyError, NotFoundError, UserError
-from penstock.features import compute_engine, sqlite_online_store
+from penstock.features import newest_rows, sqlite_online_store
 from penstock.features.build import build
 from penstock.features.materialize import materialize
 from penstock.features.online import OnlineReader
@@ -62,6 +63,29 @@ class TestMaterialize:
         assert views[0].newest_event <= until
         assert online_counts(prepared, expected, until) == list(expected.values())
 
+    def test_a_source_beyond_the_memory_budget_goes_in_buckets(
+        self, prepared, tmp_path, monkeypatch
+    ):
+        """Rows of one entity stand in several chunks, and the same rows come out."""
+        materialize(prepared, USE_CASE)
+        with sqlite3.connect(tmp_path / "online_store.db") as connection:
+            query = 'SELECT * FROM "penstock_card_fraud_terminal"'
+            expected = set(connection.execute(query))
+            connection.execute('DELETE FROM "penstock_card_fraud_terminal"')
+        connection.close()
+        monkeypatch.setattr(newest_rows, "ROWS_PER_CHUNK", 700)
+        monkeypatch.setattr(newest_rows, "num_buckets_for", lambda *_, **__: 5)
+        heard = []
+        views = materialize(
+            prepared, USE_CASE, progress=lambda step, *numbers, **_: heard.append((step, numbers))
+        )
+        with sqlite3.connect(tmp_path / "online_store.db") as connection:
+            assert set(connection.execute(query)) == expected
+        connection.close()
+        assert views[1].num_entities == len(expected) == 60
+        assert views[1].newest_event is not None
+        assert heard[-1] == ("materialize card_fraud_terminal", (60, 60))
+
     def test_an_earlier_run_after_a_later_one_leaves_the_newer_rows(self, prepared):
         materialize(prepared, USE_CASE, until=end_of_day(50))
         materialize(prepared, USE_CASE, until=end_of_day(20))
@@ -85,7 +109,7 @@ class TestMaterialize:
         assert online_counts(settings, [late], end_of_day(59)) == [before[0] + 1]
 
     def test_the_watermark_moves_after_all_rows_are_written(self, prepared, monkeypatch):
-        monkeypatch.setattr(compute_engine, "_ROWS_PER_BLOCK", 10)
+        monkeypatch.setattr(newest_rows, "_ROWS_PER_BLOCK", 10)
         write, calls = RowSqliteOnlineStore.write_rows, []
 
         def fail_at_the_second_block(*arguments):
@@ -110,7 +134,7 @@ class TestMaterialize:
         assert [interval[1] for interval in view.materialization_intervals] == [end_of_day(40)]
 
     def test_progress_counts_rows(self, prepared, monkeypatch):
-        monkeypatch.setattr(compute_engine, "_ROWS_PER_BLOCK", 30)
+        monkeypatch.setattr(newest_rows, "_ROWS_PER_BLOCK", 30)
         heard = []
         materialize(
             prepared, USE_CASE, progress=lambda step, done, total, **_: heard.append((done, total))
@@ -156,10 +180,10 @@ _KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
 from payments import USE_CASE, settings_in
-from penstock.features import compute_engine, materialize
+from penstock.features import materialize, newest_rows
 from penstock.features.sqlite_online_store import RowSqliteOnlineStore
 
-compute_engine._ROWS_PER_BLOCK = 10
+newest_rows._ROWS_PER_BLOCK = 10
 write, calls = RowSqliteOnlineStore.write_rows, []
 
 def write_twice_then_die(*arguments):
