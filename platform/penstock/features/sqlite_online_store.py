@@ -207,17 +207,22 @@ class RowSqliteOnlineStore(OnlineStore):
 
     def _connect(self, config: RepoConfig) -> sqlite3.Connection:
         if self._connection is None:
-            path = Path(config.online_store.path)
-            if config.repo_path and not path.is_absolute():
-                path = Path(config.repo_path) / path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
-            # Readers go on while a materialization writes; a kill loses at most what was not
-            # committed, and never the file.
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection = connection
+            self._connection = open_file(config)
         return self._connection
+
+
+def open_file(config: RepoConfig) -> sqlite3.Connection:
+    """Open the online store's file, made when absent."""
+    path = Path(config.online_store.path)
+    if config.repo_path and not path.is_absolute():
+        path = Path(config.repo_path) / path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
+    # Readers go on while a materialization writes; a kill loses at most what was not committed,
+    # and never the file.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
 
 
 class _applied:  # noqa: N801 - reads as a clause of a with statement
