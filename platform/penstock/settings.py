@@ -114,6 +114,10 @@ class ServingSettings(_Section):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1024, le=65535)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    log_predictions: bool = True
+    """Whether replicas log each prediction with the features that it was made from."""
+    prediction_log_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    """What one replica's log may hold before it is collected; then predictions are left out."""
 
 
 class Settings(BaseSettings):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from penstock.errors import DeclarationError, StoreEmptyError, UserError
 from penstock.features import entity_keys
 from penstock.features.declarations import FeatureObjects, function_of, load_feature_objects
-from penstock.features.online_rows import NO_EVENT_US, RowStore
+from penstock.features.online_rows import NO_EVENT_US, ReadRows, RowStore
 from penstock.records import Record
 from penstock.settings import Settings
 
@@ -64,10 +64,17 @@ class OnlineRows:
     Attributes:
         values: float64 [num_rows, num_features], NaN where there is no value.
         missing: for each row, the names of its features that have no value.
+        fields: the request's fields, each as one array.
+        as_of_us: int64 [num_rows], the time that each row asks about.
+        event_us: by stored view int64 [num_rows], when the row that was found happened;
+            NO_EVENT_US: none was.
     """
 
     values: NDArray[np.float64]
     missing: list[tuple[str, ...]]
+    fields: Mapping[str, NDArray[Any]]
+    as_of_us: NDArray[np.int64]
+    event_us: Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class OnlineReader:
         plan = _Plan(objects, service)
         self.feature_names: tuple[str, ...] = plan.feature_names
         self.request_fields: tuple[FieldSpec, ...] = tuple(plan.fields.values())
+        self.view_names = tuple(dict.fromkeys(part.view.name for part in plan.stored))
         self._stored = plan.stored
         self._computed = plan.computed
         self._event_time = plan.event_time
@@ -153,13 +161,14 @@ class OnlineReader:
             StoreEmptyError: it has lost what was materialized, and would know nobody.
         """
         values = np.full((len(rows), len(self.feature_names)), np.nan)
-        if not rows:
-            return OnlineRows(values=values, missing=[])
         columns = {field.name: self._column(field, rows) for field in self.request_fields}
         as_of_us = self._as_of_us(columns, len(rows))
         stored: dict[str, NDArray[np.float64]] = {}
+        event_us: dict[str, NDArray[np.int64]] = {}
         for part in self._stored:
-            block = self._read_part(part, columns, as_of_us)
+            read = self._read_part(part, columns, as_of_us)
+            block = read.values
+            event_us.setdefault(part.view.name, read.event_us)
             for index, (feature, column) in enumerate(
                 zip(part.features, part.columns, strict=True)
             ):
@@ -172,7 +181,13 @@ class OnlineReader:
             results = computed.function(inputs)
             for feature, column in zip(computed.features, computed.columns, strict=True):
                 values[:, column] = results[feature]
-        return OnlineRows(values=values, missing=self._missing(values))
+        return OnlineRows(
+            values=values,
+            missing=self._missing(values),
+            fields=columns,
+            as_of_us=as_of_us,
+            event_us=event_us,
+        )
 
     def close(self) -> None:
         """Let go of the online store's connections."""
@@ -180,7 +195,7 @@ class OnlineReader:
 
     def _read_part(
         self, part: _StoredPart, columns: Mapping[str, NDArray[Any]], as_of_us: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    ) -> ReadRows:
         keys = entity_keys.encode(
             {key: columns[field].tolist() for key, field in part.key_fields.items()}
         )
@@ -195,7 +210,7 @@ class OnlineReader:
         if part.ttl_us is not None:
             # Unknown entities carry the smallest event time; their values are NaN already.
             read.values[read.event_us < as_of_us - part.ttl_us] = np.nan
-        return read.values
+        return read
 
     def _as_of_us(self, columns: Mapping[str, NDArray[Any]], num_rows: int) -> NDArray[np.int64]:
         if self._event_time is None:
@@ -226,6 +241,17 @@ class OnlineReader:
             tuple(name for name, gone in zip(self.feature_names, row, strict=True) if gone)
             for row in absent.tolist()
         ]
+
+
+def origins(objects: FeatureObjects, service: str) -> dict[str, tuple[str, ...]]:
+    """Name the stored views that each feature of a service stands on; none: on the request."""
+    plan = _Plan(objects, service)
+    view_of = {name: part.view.name for part in plan.stored for name in part.features}
+    found: dict[str, tuple[str, ...]] = {name: (view,) for name, view in view_of.items()}
+    for computed in plan.computed:
+        views = tuple(dict.fromkeys(view_of[name] for name in computed.stored_inputs))
+        found |= {name: views for name in computed.features}
+    return {name: found[name] for name in plan.feature_names}
 
 
 class _Plan:

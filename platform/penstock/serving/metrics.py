@@ -3,7 +3,7 @@
 import asyncio
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -33,8 +33,16 @@ PREFIX = "penstock_"
 class RequestMetrics:
     """Requests by code, their latency, batch sizes and missing features of one model version."""
 
-    def __init__(self, model: str, version: int) -> None:
-        """Register the series of this model version."""
+    def __init__(
+        self, model: str, version: int, *, take_num_unlogged: Callable[[], int] = lambda: 0
+    ) -> None:
+        """Register the series of this model version.
+
+        Args:
+            model: its name.
+            version: its number.
+            take_num_unlogged: gives how many predictions the log had to leave out since last asked.
+        """
         tags = {"model": model, "model_version": str(version)}
         # Ray annotates tag_keys as a tuple of exactly one name, and takes any number.
         keys: Any = ("model", "model_version")
@@ -68,6 +76,12 @@ class RequestMetrics:
             description="Feature values that the online store did not have.",
             tag_keys=(*keys, "feature"),
         )
+        self._unlogged = metrics.Counter(
+            f"{PREFIX}predict_unlogged_rows",
+            description="Predictions that the log had to leave out: the disk was too slow or full.",
+            tag_keys=keys,
+        )
+        self._take_num_unlogged = take_num_unlogged
         for metric in (
             self._requests,
             self._latency_buckets,
@@ -75,6 +89,7 @@ class RequestMetrics:
             self._batches,
             self._rows,
             self._missing,
+            self._unlogged,
         ):
             # A dict of its own: Serve adds its tags to it.
             metric.set_default_tags(dict(tags))
@@ -105,6 +120,9 @@ class RequestMetrics:
             self._missing.inc(number, tags={"feature": name})
         self._num_batches = self._num_rows = 0
         self._absent.clear()
+        num_unlogged = self._take_num_unlogged()
+        if num_unlogged:
+            self._unlogged.inc(num_unlogged)
         for status, number in self._answered.items():
             self._requests.inc(number, tags={"code": str(status)})
         labels = [*map(str, _LATENCY_BOUNDARIES_MS), "+Inf"]

@@ -24,9 +24,16 @@ from penstock.registry.package import VerifiedPackage, verify
 from penstock.serving import http, shortcut
 from penstock.serving.batching import Batcher
 from penstock.serving.metrics import RequestMetrics
+from penstock.serving.prediction_log import (
+    AnsweredBatch,
+    Asked,
+    PredictionLog,
+    SegmentHeader,
+    log_folder,
+)
 from penstock.serving.predictor import Predictor
 from penstock.serving.requests import RequestParser, Row
-from penstock.settings import load_settings
+from penstock.settings import Settings, load_settings
 
 MAX_REQUESTS_IN_SERVE = 1 << 16
 """For Serve's own limit: beyond what HAProxy lets in, so that every refusal is ours."""
@@ -56,6 +63,8 @@ class _Scored:
 
 class Replica:
     """Serves one version of one model under `/v1/models/<name>`."""
+
+    _log: PredictionLog | None = None
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         """Verify the package, load it, and predict once; only then is the replica ready.
@@ -93,7 +102,13 @@ class Replica:
             f"{self._route}/predict",
             f"{self._route}/versions/{self._arguments.version}/predict",
         }
-        self._metrics = RequestMetrics(self._arguments.model, self._arguments.version)
+        if settings.serving.log_predictions:
+            self._log = _open_log(settings, package, self._reader)
+        self._metrics = RequestMetrics(
+            self._arguments.model,
+            self._arguments.version,
+            take_num_unlogged=self._log.take_num_dropped if self._log else lambda: 0,
+        )
         if self._policy.min_replicas == self._policy.max_replicas:
             shortcut.take(frozenset(self._predict_paths), http.AsgiApp(self.handle))
         _spare_the_collector()
@@ -102,6 +117,12 @@ class Replica:
             max_batch_size=self._policy.max_batch_size,
             wait_s=self._policy.batch_wait_s,
         )
+
+    def __del__(self) -> None:
+        # Serve calls it when the replica is stopped.
+        log, self._log = self._log, None
+        if log is not None:
+            log.close()
 
     def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
@@ -169,17 +190,18 @@ class Replica:
             rows = self._parser.parse(body)
             if self._num_rows and self._num_rows + len(rows) > self._max_rows:
                 raise _overloaded(f"{self._num_rows} rows are in flight")
+            asked = self._asked(headers, body, rows)
             num_rows = len(rows)
             self._num_rows += num_rows
-            scored = await self._batcher.submit(rows)
+            scored = await self._batcher.submit(asked)
         finally:
             self._num_requests -= 1
             self._num_rows -= num_rows
         if isinstance(scored, RequestError):
             raise scored
-        return self._write(scored, self._prediction_id(headers, body))
+        return self._write(scored, asked.prediction_id)
 
-    def _prediction_id(self, headers: http.Headers, body: bytes) -> str:
+    def _asked(self, headers: http.Headers, body: bytes, rows: list[Row]) -> Asked:
         """Name the predictions of this request: the same ones where a client sends it again."""
         request_id = next((value for key, value in headers if key == b"x-request-id"), b"")
         if len(request_id) > _MAX_REQUEST_ID_BYTES:
@@ -189,7 +211,8 @@ class Replica:
         identity = blake2b(self._arguments.digest.encode(), digest_size=16)
         identity.update(b"%d:" % len(request_id) + request_id)
         identity.update(body)
-        return identity.hexdigest()
+        # latin-1 gives every byte that a header may hold a character.
+        return Asked(identity.hexdigest(), request_id.decode("latin-1") or None, rows)
 
     def _write(self, scored: _Scored, prediction_id: str) -> http.Answer:
         threshold = self._signature.threshold
@@ -212,11 +235,10 @@ class Replica:
         }
         return http.Answer(status=200, body=orjson.dumps(document))
 
-    async def _score(self, requests: Sequence[list[Row]]) -> list[_Scored | RequestError]:
+    async def _score(self, requests: Sequence[Asked]) -> list[_Scored | RequestError]:
         """Look up and score the rows of all waiting requests at once."""
-        rows = [row for request in requests for row in request]
         try:
-            scored = await self._score_rows(rows)
+            scored = await self._score_rows(requests)
         except StoreEmptyError as error:
             # Scores from features that are all missing would look like any others.
             refusal = RequestError(503, "features_absent", str(error))
@@ -229,21 +251,22 @@ class Replica:
         answers: list[_Scored | RequestError] = []
         start = 0
         for request in requests:
-            end = start + len(request)
+            end = start + len(request.rows)
             part = _Scored(scores=scored.scores[start:end], missing=scored.missing[start:end])
             answers.append(self._check_finite(part))
             start = end
         return answers
 
-    async def _score_alone(self, request: list[Row]) -> _Scored | RequestError:
+    async def _score_alone(self, request: Asked) -> _Scored | RequestError:
         try:
-            return self._check_finite(await self._score_rows(request))
+            return self._check_finite(await self._score_rows([request]))
         except Exception:  # noqa: BLE001 - whatever one request meets, its neighbours are answered
             http.logger.exception("a request failed in the model or the feature store")
             return RequestError(503, "internal", "the server failed on this request; it is logged")
 
-    async def _score_rows(self, rows: Sequence[Row]) -> _Scored:
-        scores, missing = [], []
+    async def _score_rows(self, requests: Sequence[Asked]) -> _Scored:
+        rows = [row for request in requests for row in request.rows]
+        scores, missing, found = [], [], []
         for start in range(0, len(rows), _ROWS_PER_STEP):
             if start:
                 # Between large steps the loop may answer health checks and refusals.
@@ -251,10 +274,12 @@ class Replica:
             looked_up = self._reader.read(rows[start : start + _ROWS_PER_STEP])
             scores.append(self._predictor.predict(looked_up.values))
             missing += looked_up.missing
+            found.append(looked_up)
         self._metrics.count_batch(missing)
-        return _Scored(
-            scores=scores[0] if len(scores) == 1 else np.concatenate(scores), missing=missing
-        )
+        all_scores = scores[0] if len(scores) == 1 else np.concatenate(scores)
+        if self._log is not None:
+            self._log.put(AnsweredBatch(time.time_ns() // 1_000, requests, found, all_scores))
+        return _Scored(scores=all_scores, missing=missing)
 
     def _check_finite(self, scored: _Scored) -> _Scored | RequestError:
         finite = np.isfinite(scored.scores)
@@ -264,6 +289,22 @@ class Replica:
         return RequestError(
             422, "no_score", "the model has no finite score for this row", path=f"$.rows[{row}]"
         )
+
+
+def _open_log(settings: Settings, package: VerifiedPackage, reader: OnlineReader) -> PredictionLog:
+    signature = package.signature
+    header = SegmentHeader(
+        use_case=signature.use_case,
+        model=signature.model,
+        version=package.manifest.version,
+        digest=package.digest,
+        feature_service=signature.feature_service,
+        feature_names=reader.feature_names,
+        fields=reader.request_fields,
+        views=reader.view_names,
+    )
+    root = log_folder(settings, signature.use_case)
+    return PredictionLog(root, header, max_bytes=settings.serving.prediction_log_bytes)
 
 
 def _spare_the_collector() -> None:
