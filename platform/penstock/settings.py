@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
 from penstock.errors import SettingsError
 
@@ -36,7 +37,7 @@ CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
 # Tells a job which request it answers, and that somebody reads its marker lines.
 REQUEST_ID_VARIABLE = "PENSTOCK_REQUEST_ID"
 _VARIABLES_THAT_ARE_NO_SETTING = frozenset({CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE})
-_SECRETS = frozenset({"feature_store.registry_url", "feature_store.redis", "tracking.uri"})
+_SECRETS = frozenset({"feature_store.registry_url", "feature_store.redis", "tracking.uri", "kafka"})
 # What each side has for itself: no secret travels, and no port or path of one machine.
 _NOT_FOR_JOBS = _SECRETS | {"project_root", "serving.port"}
 _REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d+(,[^\s,:=@/]+:\d+)*(,\w+=[^,]*)*")
@@ -138,6 +139,19 @@ class Settings(BaseSettings):
     feature_store: FeatureStoreSettings = FeatureStoreSettings()
     tracking: TrackingSettings = TrackingSettings()
     serving: ServingSettings = ServingSettings()
+    kafka: Mapping[str, SecretStr] = Field(default_factory=dict)
+    """librdkafka's options, `bootstrap.servers` among them; empty: there is no Kafka."""
+
+    @field_validator("kafka", mode="before")
+    @classmethod
+    def _are_librdkafkas(cls, kafka: Any) -> Any:
+        plain = str | int | SecretStr
+        if not isinstance(kafka, Mapping) or not all(isinstance(v, plain) for v in kafka.values()):
+            raise ValueError("librdkafka's options by name, each a text, a number or a boolean")
+        if kafka and "bootstrap.servers" not in kafka:
+            raise ValueError("bootstrap.servers among the options, e.g. host:9092")
+        # A boolean too: librdkafka writes true, not True.
+        return {k: str(v).lower() if isinstance(v, int) else v for k, v in kafka.items()}
 
     @classmethod
     def settings_customise_sources(
@@ -193,6 +207,13 @@ class Settings(BaseSettings):
         """SQLAlchemy URL of Feast's registry."""
         given = self.feature_store.registry_url.get_secret_value()
         return given or f"sqlite:///{self.storage_path / 'feature_registry.db'}"
+
+    @property
+    def push_log_url(self) -> str:
+        """SQLAlchemy URL of the log of pushed events: on the registry's server, or a file."""
+        given = self.feature_store.registry_url.get_secret_value()
+        has_server = given and not given.startswith("sqlite")
+        return given if has_server else f"sqlite:///{self.storage_path / 'pushed_events.db'}"
 
     @property
     def online_db_path(self) -> Path:
@@ -296,6 +317,11 @@ def load_settings() -> Settings:
         return Settings(**{"project_root": root, **table})
     except ValidationError as error:
         raise _explain(error, file) from None
+    except UnreadableVariableError as error:
+        # Its message may hold the variable's text, which could be a password.
+        name = re.search(r'field "(\w+)"', str(error))
+        variable = _variable(name.group(1)) if name else f"a variable {_PREFIX}…"
+        raise SettingsError(f"{variable} is not readable", allowed="a JSON object") from None
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -119,6 +119,34 @@ feature_store.registry_url = 'postgresql://h/f'""",
         assert "hush" not in repr(settings) + str(settings.model_dump_json())
         assert "hush" not in str(settings.job_environment())
 
+    def test_kafkas_options_are_librdkafkas_and_in_no_representation(self, project, monkeypatch):
+        monkeypatch.setenv(
+            "PENSTOCK_KAFKA",
+            '{"bootstrap.servers": "h:1", "sasl.password": "hush", "x": true, "session.timeout.ms": 7000}',
+        )
+        settings = load_settings()
+        plain = {name: value.get_secret_value() for name, value in settings.kafka.items()}
+        assert (plain["sasl.password"], plain["x"]) == ("hush", "true")
+        assert plain["session.timeout.ms"] == "7000"
+        assert "hush" not in repr(settings) + settings.model_dump_json()
+        assert "PENSTOCK_KAFKA" not in settings.job_environment()
+
+    @pytest.mark.parametrize(
+        "kafka",
+        ['{"sasl.password": "hush"}', '["hush"]', '{"bootstrap.servers": ["hush"]}', "hush", "{hush"],
+    )
+    def test_a_malformed_kafka_is_refused_and_not_shown(self, project, monkeypatch, kafka: str):
+        monkeypatch.setenv("PENSTOCK_KAFKA", kafka)
+        with pytest.raises(SettingsError, match="PENSTOCK_KAFKA") as refused:
+            load_settings()
+        assert "hush" not in str(refused.value)
+
+    def test_pushed_events_wait_where_the_registry_is(self, project: Path, monkeypatch):
+        assert load_settings().push_log_url.endswith(".penstock/pushed_events.db")
+        url = "postgresql+psycopg://u:p@h/feast"
+        monkeypatch.setenv("PENSTOCK_FEATURE_STORE__REGISTRY_URL", url)
+        assert load_settings().push_log_url == url
+
     def test_a_job_runs_under_the_settings_of_its_command(self, project: Path, monkeypatch):
         write(project, "feature_repo = 'repo'\nserving.max_body_bytes = 5000")
         monkeypatch.setenv("PENSTOCK_FEATURE_REPO", str(project / "declared"))

@@ -2,6 +2,7 @@
 
 A source is a set of partitions, each a log whose offsets rise. The table that the events land in
 holds the positions, partition -> next offset: a source is opened there, whatever it remembers.
+`opening.open_source` makes the source of what is declared here.
 """
 
 from collections.abc import Callable, Mapping
