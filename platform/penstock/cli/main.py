@@ -48,7 +48,10 @@ def options(
         export_environment({"PENSTOCK_RAY__ADDRESS": address})
 
 
-_MODULES = ("cluster", "init", "sample", "data", "features", "train", "models", "serve", "score")
+_MODULES = (
+    "cluster", "init", "sample", "data", "features", "feature_study", "train", "models", "serve",
+    "score",
+)  # fmt: skip
 for _name in _MODULES:
     importlib.import_module(f"penstock.cli.{_name}").register(app)
 

@@ -77,7 +77,7 @@ class Summary:
         self._add_hashes(_hash(values))
         if values.dtype != pl.String:
             # polars sorts on all cores; numpy on one.
-            ordered = pl.Series(_numbers(values)).cast(pl.Float64).sort().to_numpy()
+            ordered = pl.Series(floats(values)).sort().to_numpy()
             num_points = min(len(ordered), NUM_POINTS)
             at = ((np.arange(num_points) + 0.5) * len(ordered) / num_points).astype(np.int64)
             self.points.append(ordered[at])
@@ -126,7 +126,7 @@ class Summary:
         points, weights = self.ordered_points()
         if len(points) > NUM_POINTS:
             total = weights.sum()
-            at = _ranks(weights, (np.arange(NUM_POINTS) + 0.5) / NUM_POINTS)
+            at = ranks(weights, (np.arange(NUM_POINTS) + 0.5) / NUM_POINTS)
             points, weights = points[at], np.full(NUM_POINTS, total / NUM_POINTS)
         self.points, self.weights = [points], [weights]
 
@@ -135,7 +135,7 @@ class Summary:
         points, weights = self.ordered_points()
         quantiles: dict[str, Value] = {}
         if len(points):
-            at = _ranks(weights, np.array(QUANTILES))
+            at = ranks(weights, np.array(QUANTILES))
             quantiles = {
                 str(q): self._from_number(float(points[i]))
                 for q, i in zip(QUANTILES, at, strict=True)
@@ -167,7 +167,7 @@ class Summary:
         return round(number) if isinstance(self.low, int) else number
 
 
-def _ranks(weights: np.ndarray[Any, Any], shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def ranks(weights: np.ndarray[Any, Any], shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The index of the point at which each share of all the values is reached."""
     reached = np.cumsum(weights)
     at = np.searchsorted(reached, shares * reached[-1])
@@ -177,6 +177,11 @@ def _ranks(weights: np.ndarray[Any, Any], shares: np.ndarray[Any, Any]) -> np.nd
 def _unique(hashes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Each hash once; by a hash table, since a column of few values has them very often."""
     return np.asarray(pl.Series(hashes, dtype=pl.UInt64).unique().to_numpy(), dtype=np.uint64)
+
+
+def floats(values: pl.Series) -> np.ndarray[Any, Any]:
+    """The values on the scale of a summary's points: times as microseconds, dates as days."""
+    return pl.Series(_numbers(values)).cast(pl.Float64).to_numpy()
 
 
 def _numbers(values: pl.Series) -> np.ndarray[Any, Any]:

@@ -1,0 +1,145 @@
+"""`penstock features profile` and `select`: know the features before a model is made of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penstock.cli.features import UseCase, features_app
+from penstock.cli.output import JsonFlag, emit, stderr
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from penstock.features.profile import TableProfile
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_SPARK_WIDTH = 16
+
+
+def register(_app: typer.Typer) -> None:
+    """Add the commands to `features`."""
+    features_app.command("profile")(profile)
+
+
+def profile(
+    use_case: UseCase,
+    table: Annotated[
+        str | None,
+        typer.Option(help="One table, <use case>.<name>; every feature table by default."),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(help="A version of it; the newest by default.")
+    ] = None,
+    against: Annotated[
+        int | None, typer.Option(help="An older version to hold it against: what has moved?")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a page of plots too: one HTML file.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Profile feature tables: counts, missing values, quantiles, histograms; and what moved.
+
+    The statistics that every version keeps are read; histograms take one pass, which is kept too.
+    """
+    from penstock.cluster.display import Display
+    from penstock.cluster.markers import ProgressMarker
+    from penstock.features.profile import profile as profile_table
+    from penstock.features.profile import tables_to_profile
+    from penstock.features.profile_page import page
+    from penstock.files import write_whole
+    from penstock.settings import load_settings
+
+    settings = load_settings()
+    one_version = version is not None or against is not None
+    names = tables_to_profile(settings, use_case, table, one_version=one_version)
+    with Display(stderr(), title="profile") as display:
+
+        def progress(step: str, done: int, total: int | None = None, *, unit: str = "rows") -> None:
+            display.show(ProgressMarker(step=step, done=done, total=total, unit=unit))
+
+        found = [
+            profile_table(settings, name, version=version, against=against, progress=progress)
+            for name in names
+        ]
+    if out is not None:
+        write_whole(out, page(found).encode())
+
+    def render(console: "Console") -> None:
+        for described in found:
+            _render_profile(console, described)
+        if out is not None:
+            console.print(f"written: {out}", highlight=False, soft_wrap=True)
+
+    emit(found, as_json=as_json, render=render)
+
+
+def _render_profile(console: "Console", found: "TableProfile") -> None:
+    from rich.table import Table
+
+    from penstock.features.profile_page import short
+
+    at = found.table
+    console.print(f"{at.table} version {at.version}: {at.num_rows:,} rows", highlight=False)
+    grid = Table(box=None, header_style="bold", padding=(0, 1))
+    grid.add_column("column", overflow="fold", min_width=20)
+    for heading in ("missing", "distinct", "min", "median", "mean", "max"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    grid.add_column("", no_wrap=True)
+    for column in found.columns:
+        held = column.statistics
+        mean = None if held.dtype.startswith("Date") else column.spread.mean
+        grid.add_row(
+            _plain(column.name),
+            f"{column.missing_share:.1%}" if column.missing_share else "0",
+            f"{'' if held.distinct_is_exact else '~'}{held.distinct:,}",
+            *(_plain(short(v)) for v in (held.min, held.quantiles.get("0.5"), mean, held.max)),
+            sparkline(column.spread.counts),
+        )
+    console.print(grid)
+    if found.against is None:
+        return
+    console.print(f"\nagainst version {found.against.version}: {found.against.num_rows:,} rows")
+    for what, names in (("new", found.columns_added), ("gone", found.columns_gone)):
+        if names:
+            console.print(f"{what}: {', '.join(names)}", markup=False, soft_wrap=True)
+    if not found.moved:
+        console.print("nothing moved")
+        return
+    grid = Table(box=None, header_style="bold")
+    grid.add_column("moved", overflow="fold", min_width=20)
+    for heading in ("by", "missing before", "now", "median before", "now", "mean before", "now"):
+        grid.add_column(heading, justify="right")
+    for column in found.moved:
+        before, spread = column.statistics_before, column.spread_before
+        grid.add_row(
+            _plain(column.name),
+            "-" if column.shift is None else f"{column.shift:.2f}",
+            f"{column.missing_share_before:.1%}",
+            f"{column.missing_share:.1%}",
+            _plain(short(before.quantiles.get("0.5") if before else None)),
+            _plain(short(column.statistics.quantiles.get("0.5"))),
+            short(spread.mean if spread else None),
+            short(column.spread.mean),
+        )
+    console.print(grid)
+
+
+def sparkline(counts: "tuple[int, ...]") -> str:
+    """Draw counts as a line of blocks, neighbours in one block where there are more than fit."""
+    if not any(counts):
+        return ""
+    per_block = -(-len(counts) // _SPARK_WIDTH)
+    blocks = [counts[at : at + per_block] for at in range(0, len(counts), per_block)]
+    # Means, because the last block may have fewer bins than the others.
+    means = [sum(block) / len(block) for block in blocks]
+    # What is there at all is seen: a block of its own, however few they are.
+    return "".join(
+        _BLOCKS[min(int(mean / max(means) * len(_BLOCKS)), len(_BLOCKS) - 1)] if mean else " "
+        for mean in means
+    )
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
