@@ -51,6 +51,32 @@ def storable(name: str, dtype: pl.DataType) -> pl.DataType:
     return dtype
 
 
+def check_columns(
+    table: str, stored: pl.Schema, schema: pl.Schema, partition: tuple[str, str] | None
+) -> pl.Schema:
+    """Give the columns of a table to rows that have the same ones.
+
+    Raises:
+        DataError: a column is missing, too many or of another type, or the split differs.
+    """
+    hidden = [name for name in stored if name in HIDDEN]
+    if hidden != ([partition[0]] if partition else []):
+        raise DataError(
+            f"table {table} is split by {hidden or 'nothing'}, the new rows by "
+            f"{partition[0] if partition else 'nothing'}"
+        )
+    wanted = pl.Schema({k: v for k, v in stored.items() if k not in HIDDEN})
+    if dict(schema) != dict(wanted):
+        names = sorted(schema.keys() | wanted.keys())
+        differing = [name for name in names if schema.get(name) != wanted.get(name)]
+        raise DataError(
+            f"the new rows differ from table {table} in "
+            + ", ".join(f"{name} ({schema.get(name, 'absent')})" for name in differing),
+            allowed=", ".join(f"{name} ({wanted.get(name, 'absent')})" for name in differing),
+        )
+    return wanted
+
+
 class CommitStream:
     """Hands frames to the writer, takes their statistics, and keeps what its source raised."""
 

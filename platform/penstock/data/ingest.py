@@ -7,6 +7,7 @@ twice, whenever an ingest was killed.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
@@ -174,11 +175,20 @@ def ingest(
     call.leave_out_known(folder)
     with staging_folder(settings, table) as staging:
         call.check(str(staging), progress)
-        lock = settings.storage_path / "locks" / f"ingest.{table.name}.lock"
-        with exclusive(lock, what=f"the ingest into {table.name}", wait_s=_WAIT_S):
+        with landing(settings, table):
             # Another ingest may have landed the same bytes while these were checked.
             call.leave_out_known(folder)
             return _land(settings, call, folder, progress)
+
+
+def landing(settings: Settings, table: Table) -> AbstractContextManager[None]:
+    """Wait for whoever compares rows with the table's and writes them, then hold all others off.
+
+    Raises:
+        BusyError: the other one held the table for an hour.
+    """
+    lock = settings.storage_path / "locks" / f"ingest.{table.name}.lock"
+    return exclusive(lock, what=f"the ingest into {table.name}", wait_s=_WAIT_S)
 
 
 def _land(

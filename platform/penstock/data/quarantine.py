@@ -42,6 +42,11 @@ def put(
         left = folder.scan().filter(pl.col("digest").is_in(list(digests)))
         if left.select(pl.len()).collect().item():
             folder.delete_rows("digest", digests)
+    add(settings, table, frames)
+
+
+def add(settings: Settings, table: str, frames: Iterator[pl.DataFrame]) -> None:
+    """Put bad rows in; they are seen once the table has the transactions of their digests."""
     first = next(frames, None)
     if first is None:
         return
@@ -51,7 +56,20 @@ def put(
         for frame in (first, *frames):
             yield from frame.select(QUARANTINED.names()).to_arrow().cast(schema).to_batches()
 
+    folder = tables.folder(settings, table + QUARANTINE_SUFFIX)
     folder.commit(pa.RecordBatchReader.from_batches(schema, batches()), mode="append")
+
+
+def clear_unlanded(settings: Settings, table: str, prefix: str) -> None:
+    """Remove the rows whose digests begin so and never landed: a killed writer left them."""
+    folder = tables.folder(settings, table + QUARANTINE_SUFFIX)
+    if not folder.exists():
+        return
+    ours = folder.scan().select("digest").filter(pl.col("digest").str.starts_with(prefix))
+    digests = ours.unique().collect()["digest"].to_list()
+    landed = tables.folder(settings, table).known_transactions(map(transaction, digests))
+    if left := [digest for digest in digests if transaction(digest) not in landed]:
+        folder.delete_rows("digest", left)
 
 
 def read(settings: Settings, table: str) -> pl.LazyFrame:

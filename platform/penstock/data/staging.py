@@ -137,13 +137,20 @@ def repeated_keys(staged: list[StagedUnit], table: Table, stored: pl.LazyFrame |
     first = keys[key[0]] if len(key) == 1 else keys.to_struct("key")
     repeated = ~first.is_first_distinct()
     if stored is not None:
-        lead = key[0]
-        near = stored.filter(pl.col(lead).is_between(keys[lead].min(), keys[lead].max()))
-        known = near.select(key).join(keys.lazy(), on=key, how="semi").unique().collect()
-        if known.height:
-            place = keys.with_row_index("at").join(known, on=key, how="semi")["at"]
-            repeated = repeated.scatter(place, True)
+        repeated = repeated.scatter(stored_keys(keys, stored), True)
     return repeated
+
+
+def stored_keys(keys: pl.DataFrame, stored: pl.LazyFrame) -> pl.Series:
+    """Give the places of the keys that the table has; there is at least one key.
+
+    Reads of the table only the rows between the smallest and the largest.
+    """
+    names = keys.columns
+    lead = names[0]
+    near = stored.filter(pl.col(lead).is_between(keys[lead].min(), keys[lead].max()))
+    known = near.select(names).join(keys.lazy(), on=names, how="semi").unique().collect()
+    return keys.with_row_index("at").join(known, on=names, how="semi")["at"]
 
 
 def kept_rows(

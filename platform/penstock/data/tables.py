@@ -1,8 +1,9 @@
 """Tables: versioned, atomic, safe with many writers. The only door to Delta Lake.
 
 A version holds what its commit left, for ever: nothing is removed behind a reader's back. A commit
-may carry app transactions (`digest of a source` -> 1): one that the table already has makes the
-commit a no-op, atomically with the data, so that repeating work after a crash adds nothing twice.
+may carry app transactions (`digest of a source` -> 1): one that the table has with this number or
+a higher one makes the commit a no-op, atomically with the data, so that repeating work after a
+crash adds nothing twice.
 """
 
 import uuid
@@ -23,6 +24,7 @@ from penstock.data.commit_stream import (
     PARTITIONS,
     CommitStream,
     PartitionBy,
+    check_columns,
     frames_of,
     storable,
 )
@@ -142,6 +144,18 @@ class TableFolder:
         table = self._open()
         return {name for name in names if table.transaction_version(name) is not None}
 
+    def version(self) -> int | None:
+        """The newest version's number; None: nothing was ever committed."""
+        return self._open().version() if self.exists() else None
+
+    def newest_with(self, key: str) -> TableVersion | None:
+        """Describe the newest version whose author wrote something down under this name."""
+        for limit in (16, None) if self.exists() else ():
+            for back, commit in enumerate((newest := self._open()).history(limit)):
+                if f"{_METADATA}{key}" in commit:
+                    return self._describe(self._open(newest.version() - back), commit)
+        return None
+
     def partition_by(self) -> PartitionBy | None:
         """How the table's files are split by event time."""
         columns = self._open().metadata().partition_columns
@@ -199,8 +213,8 @@ class TableFolder:
             mode: append adds rows of the same columns; overwrite replaces rows and columns.
             partition_by: how the files are split by `event_time`; both or neither.
             event_time: a `Datetime("us", "UTC")` column.
-            transactions: app transactions; if the table has one of them, nothing is written and
-                the newest version comes back.
+            transactions: app transactions; if the table has one of them with this number or a
+                higher one, nothing is written and the newest version comes back.
             metadata: kept with the version.
 
         Raises:
@@ -218,10 +232,12 @@ class TableFolder:
         with exclusive(self._lock_path, what=f"table {self.name}", wait_s=_WAIT_S):
             existing = self._open() if self.exists() else None
             if existing is not None:
-                if any(existing.transaction_version(name) is not None for name in transactions):
+                seen = [(existing.transaction_version(n), v) for n, v in transactions.items()]
+                if any(number is not None and number >= v for number, v in seen):
                     return self.latest()
                 if mode == "append":
-                    schema = self._check_columns(existing, schema, partition)
+                    stored = pl.scan_delta(existing).collect_schema()
+                    schema = check_columns(self.name, stored, schema, partition)
             stream = CommitStream(
                 batches, schema, partition, event_time, self.statistics_path, part
             )
@@ -259,30 +275,6 @@ class TableFolder:
     @property
     def _lock_path(self) -> Path:
         return self.path.parent / f".{self.path.name}.lock"
-
-    def _check_columns(
-        self, existing: DeltaTable, schema: pl.Schema, partition: tuple[str, str] | None
-    ) -> pl.Schema:
-        stored = pl.scan_delta(existing).collect_schema()
-        hidden = [name for name in stored if name in HIDDEN]
-        if hidden != ([partition[0]] if partition else []):
-            raise DataError(
-                f"table {self.name} is split by {hidden or 'nothing'}, the new rows by "
-                f"{partition[0] if partition else 'nothing'}"
-            )
-        wanted = pl.Schema({k: v for k, v in stored.items() if k not in HIDDEN})
-        if dict(schema) != dict(wanted):
-            differing = sorted(
-                name
-                for name in schema.keys() | wanted.keys()
-                if schema.get(name) != wanted.get(name)
-            )
-            raise DataError(
-                f"the new rows differ from table {self.name} in "
-                + ", ".join(f"{name} ({schema.get(name, 'absent')})" for name in differing),
-                allowed=", ".join(f"{name} ({wanted.get(name, 'absent')})" for name in differing),
-            )
-        return wanted
 
 
 def at_path(path: str | Path) -> TableFolder:

@@ -57,6 +57,19 @@ class TestCommit:
         known = tables.folder(settings, NAME).known_transactions(["file-1", "file-2"])
         assert known == {"file-1"}
 
+    def test_a_rising_transaction_lands_with_each_higher_number(self, settings):
+        for number, version in ((3, 0), (3, 0), (2, 0), (4, 1)):
+            assert commit(settings, spills(3), transactions={"stream": number}).version == version
+
+    def test_the_newest_version_with_a_word_is_found_behind_others(self, settings):
+        folder = tables.folder(settings, NAME)
+        assert (folder.version(), folder.newest_with("stream")) == (None, None)
+        commit(settings, spills(1), metadata={"stream": "a"})
+        commit(settings, spills(1), metadata={"ingest": "b"})
+        assert folder.version() == 1
+        assert folder.newest_with("stream").metadata["stream"] == "a"
+        assert folder.newest_with("source") is None
+
     def test_metadata_is_kept_with_its_version(self, settings):
         commit(settings, spills(1), metadata={"source": "a"})
         commit(settings, spills(1), metadata={"source": "b"})

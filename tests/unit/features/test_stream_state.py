@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.features import stream_state, windows
@@ -163,6 +163,8 @@ class TestExactStates:
 class TestMergedStates:
     @settings(max_examples=200, deadline=None)
     @given(logs, cuts, st.integers(1, 25), st.integers(0, 4))
+    # A late event in a cell that was merged, when few entries are left.
+    @example([(0, at, float(at), at, True) for at in (31, 37, 38, 41, 33)], [4], 10, 3)
     def test_edges_lie_back_by_less_than_the_resolution_and_never_forward(
         self, log, cut, resolution_us, max_exact
     ):
