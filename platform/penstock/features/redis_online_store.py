@@ -18,6 +18,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
 from google.protobuf.timestamp_pb2 import Timestamp
+from numpy.typing import NDArray
 
 from penstock.features.online_rows import (
     NO_EVENT_US,
@@ -36,6 +37,8 @@ _DOUBLE = struct.Struct("<d")
 # How Value's double_val (field 6) and int64_val (field 4) begin on the wire.
 _DOUBLE_TAG = Value(double_val=1.0).SerializeToString()[0]
 _INT64_TAG = Value(int64_val=1).SerializeToString()[0]
+_TAGGED_DOUBLE = np.dtype([("tag", "u1"), ("value", "<f8")])
+_NAN = bytes([_DOUBLE_TAG]) + _DOUBLE.pack(np.nan)
 
 # KEYS: one hash an entity. ARGV: number of features, the event time's field, the features' fields,
 # then for each key its event time and its values. A Timestamp on the wire is two varints: tag 8,
@@ -146,11 +149,12 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
         ]
         event_us = np.full(len(answers), NO_EVENT_US, dtype=np.int64)
         values = np.full((len(answers), len(features)), np.nan)
-        for row, (time, *raw) in enumerate(answers):
+        for row, (time, *_) in enumerate(answers):
             if time is not None:
                 stamp = Timestamp.FromString(time)
                 event_us[row] = stamp.seconds * 1_000_000 + stamp.nanos // 1_000
-                values[row] = [_decode(value) for value in raw]
+        for column in range(len(features)):
+            values[:, column] = _decode([answer[1 + column] for answer in answers])
         order = [unique[key] for key in keys]
         return ReadRows(event_us=event_us[order], values=values[order])
 
@@ -220,9 +224,20 @@ def _encode(field: str, values: Iterable[Any]) -> list[bytes]:
     return encoded
 
 
-def _decode(raw: bytes | None) -> float:
-    if not raw:
-        return np.nan
+def _decode(column: Sequence[bytes | None]) -> NDArray[np.float64]:
+    """Numbers of one feature; NaN where there is none."""
+    present = [raw or _NAN for raw in column]
+    if set(map(len, present)) == {_TAGGED_DOUBLE.itemsize}:
+        block = np.frombuffer(b"".join(present), dtype=_TAGGED_DOUBLE)
+        if (block["tag"] == _DOUBLE_TAG).all():
+            numbers: NDArray[np.float64] = block["value"]
+            return numbers
+    # Counts, flags and codes repeat: each distinct value is decoded once.
+    distinct = {raw: _decode_one(raw) for raw in set(present)}
+    return np.array([distinct[raw] for raw in present])
+
+
+def _decode_one(raw: bytes) -> float:
     if raw[0] == _DOUBLE_TAG:
         value: float = _DOUBLE.unpack_from(raw, 1)[0]
         return value
