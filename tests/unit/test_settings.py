@@ -133,7 +133,13 @@ feature_store.registry_url = 'postgresql://h/f'""",
 
     @pytest.mark.parametrize(
         "kafka",
-        ['{"sasl.password": "hush"}', '["hush"]', '{"bootstrap.servers": ["hush"]}', "hush", "{hush"],
+        [
+            '{"sasl.password": "hush"}',
+            '["hush"]',
+            '{"bootstrap.servers": ["hush"]}',
+            "hush",
+            "{hush",
+        ],
     )
     def test_a_malformed_kafka_is_refused_and_not_shown(self, project, monkeypatch, kafka: str):
         monkeypatch.setenv("PENSTOCK_KAFKA", kafka)

@@ -26,7 +26,7 @@ _DEFAULTS = {
     "reconnect.backoff.max.ms": "2000",
     "client.id": "penstock",
 }
-_LOOK_UP_S = 10.0
+LOOK_UP_S = 10.0
 
 log = structlog.get_logger()
 
@@ -238,7 +238,7 @@ class KafkaSource:
 
         try:
             ends = self._consumer.get_watermark_offsets(
-                TopicPartition(self._topic, number), timeout=_LOOK_UP_S
+                TopicPartition(self._topic, number), timeout=LOOK_UP_S
             )
         except KafkaException:
             ends = None
@@ -248,14 +248,14 @@ class KafkaSource:
         from confluent_kafka import KafkaError, KafkaException
 
         try:
-            found = self._consumer.list_topics(self._topic, timeout=_LOOK_UP_S)
+            found = self._consumer.list_topics(self._topic, timeout=LOOK_UP_S)
             error = found.topics[self._topic].error
             if error is None:
                 return
             if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                 self._judge(error, None)
             else:
-                known = self._consumer.list_topics(timeout=_LOOK_UP_S).topics
+                known = self._consumer.list_topics(timeout=LOOK_UP_S).topics
                 raise unknown_name("topic", self._topic, known.keys() - {self._topic})
         except KafkaException as exception:
             self._judge(exception.args[0], None)
