@@ -18,8 +18,8 @@ TRAINING_FILE = "training.json"
 class ServingPolicy(Record):
     """How a deployment of the model answers; signed with each version."""
 
-    decision_threshold: float = Field(default=0.5, ge=0, le=1)
-    """A score from here on is a positive."""
+    decision_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    """A score from here on is a positive; None: an answer is a score and no decision."""
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=1, ge=1)
     target_ongoing_requests: int = Field(default=64, ge=1)

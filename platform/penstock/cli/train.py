@@ -86,11 +86,12 @@ def _render_trained(console: Console, result: Mapping[str, Any], metrics: list[s
     console.print(table)
     last = trained[-1]
     run = last["run"]
-    console.print(
-        f"{run['num_training_rows']:,} training rows, {run['num_training_positives']:,} positive; "
-        f"{run['num_test_rows']:,} test rows, {run['num_test_positives']:,} positive",
-        soft_wrap=True,
-    )
+    sides = []
+    for side in ("training", "test"):
+        positives = run[f"num_{side}_positives"]
+        rows = f"{run[f'num_{side}_rows']:,} {side} rows"
+        sides.append(rows if positives is None else f"{rows}, {positives:,} positive")
+    console.print("; ".join(sides), soft_wrap=True)
     version = last["version"]["version"]
     is_champion = result.get("promoted") == version
     console.print(
@@ -105,7 +106,11 @@ def results(
     use_case: _UseCase,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The Markdown file to write; default: standard output."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="The Markdown file to write the model's section of; default: standard output.",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -114,7 +119,7 @@ def results(
     from penstock.files import write_whole
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
-    from penstock.training.results import collect, to_markdown
+    from penstock.training.results import collect, put_section, to_markdown
     from penstock.training.tracking import Tracking
 
     settings = load_settings()
@@ -127,7 +132,8 @@ def results(
         )
     page = to_markdown(model, found)
     if out is not None:
-        write_whole(out, page.encode())
+        others = out.read_text("utf-8") if out.is_file() else ""
+        write_whole(out, put_section(others, page).encode())
 
     def render(console: Console) -> None:
         if out is None:

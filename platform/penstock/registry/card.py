@@ -72,6 +72,8 @@ def _threshold(signature: Signature) -> str:
 def _listed(values: Mapping[str, Any], indent: str = "") -> list[str]:
     lines: list[str] = []
     for key, value in sorted(values.items()):
+        if value is None:
+            continue
         if isinstance(value, Mapping):
             lines += [f"{indent}- {key}:", *_listed(value, indent + "  ")]
         else:

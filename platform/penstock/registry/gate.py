@@ -64,17 +64,17 @@ def _look(
 ) -> Iterator[GateEvidence]:
     if leak_alarm is not None:
         value = _finite(challenger, leak_alarm.metric)
-        most = leak_alarm.max_plausible
-        passed = value is not None and value <= most
+        words, plausible = leak_alarm.bound
+        passed = value is not None and leak_alarm.is_plausible(value)
         yield GateEvidence(
             rule="leak_alarm",
             metric=leak_alarm.metric,
             challenger=value,
-            limit=most,
+            limit=plausible,
             passed=passed,
             finding=f"{leak_alarm.metric} {_shown(value)} is "
             + ("plausible" if passed else "not plausible")
-            + f": the most that is without a leak is {most:g}",
+            + f": without a leak it is {words} {plausible:g}",
         )
     for bound in policy.bounds:
         value = _finite(challenger, bound.metric)

@@ -10,25 +10,29 @@ from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
     log_loss,
+    mean_absolute_error,
     precision_recall_curve,
+    r2_score,
     roc_auc_score,
     roc_curve,
+    root_mean_squared_error,
 )
 
 from penstock.errors import TrainingDataError
 from penstock.training.declarations import (
+    R2,
     AveragePrecision,
     BrierScore,
     CalibrationError,
     LogLoss,
+    MeanAbsoluteError,
     Metric,
     RocAuc,
+    RootMeanSquaredError,
     TopGroupsPrecision,
 )
+from penstock.training.estimators.base import Labels, Scores
 from penstock.training.validation import DAY_COLUMN, Examples
-
-Scores = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int8]
 
 
 def evaluate(metrics: Sequence[Metric], test: Examples, scores: Scores) -> dict[str, float]:
@@ -37,7 +41,7 @@ def evaluate(metrics: Sequence[Metric], test: Examples, scores: Scores) -> dict[
     Args:
         metrics: what to measure.
         test: the test rows, with `DAY_COLUMN` in the frame.
-        scores: [n], the probability of a positive.
+        scores: [n], the probability of a positive, or the number that is predicted.
 
     Raises:
         TrainingDataError: a score is NaN or infinite.
@@ -62,6 +66,12 @@ def _measure(metric: Metric, test: Examples, scores: Scores) -> float:
             return float(brier_score_loss(test.labels, scores))
         case CalibrationError():
             return expected_calibration_error(test.labels, scores, num_bins=metric.num_bins)
+        case MeanAbsoluteError():
+            return float(mean_absolute_error(test.labels, scores))
+        case RootMeanSquaredError():
+            return float(root_mean_squared_error(test.labels, scores))
+        case R2():
+            return float(r2_score(test.labels, scores))
         case TopGroupsPrecision():
             return top_groups_precision(
                 days=test.frame[DAY_COLUMN],

@@ -6,7 +6,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from penstock.training.metrics import Curves, Scores
+from penstock.training.estimators.base import Labels, Scores
+from penstock.training.metrics import Curves
 
 _INCHES = (5.0, 4.0)
 _DPI = 120
@@ -42,6 +43,21 @@ def draw(curves: Curves, metrics: Mapping[str, float], folder: Path) -> list[Pat
             marker="o",
         ),
     ]
+
+
+def draw_numbers(labels: Labels, scores: Scores, folder: Path) -> list[Path]:
+    """Write predicted.png, how often each score met each label, into the folder."""
+    file = folder / "predicted.png"
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    FigureCanvasAgg(figure)
+    plot = figure.add_subplot()
+    cells = plot.hexbin(labels, scores, gridsize=40, bins="log", mincnt=1)
+    low, high = float(labels.min()), float(labels.max())
+    plot.plot([low, high], [low, high], color="0.3", linewidth=1, linestyle="--")
+    figure.colorbar(cells, label="test rows")
+    plot.set(title="Predicted and true", xlabel="label", ylabel="score")
+    figure.savefig(file, dpi=_DPI)
+    return [file]
 
 
 def _draw(

@@ -1,10 +1,14 @@
 """Renders our numbers beside the published ones, as a table for people and for the docs."""
 
+import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 from penstock.records import Record
-from penstock.training.declarations import Model, PublishedResult
+from penstock.training.declarations import Model, PublishedResult, RollingTimeSplit
 from penstock.training.tracking import ESTIMATOR_TAG, FinishedRun
+
+_HEADING = "# Results: "
 
 
 class Result(Record):
@@ -18,9 +22,10 @@ class Result(Record):
     """The metrics that are further below the published ones than the model's tolerance."""
     fit_s: float | None
     num_training_rows: int
-    num_training_positives: int
+    num_training_positives: int | None
+    """None where labels are numbers."""
     num_test_rows: int
-    num_test_positives: int
+    num_test_positives: int | None
 
 
 def collect(model: Model, runs: Sequence[FinishedRun]) -> list[Result]:
@@ -50,7 +55,7 @@ def _result(model: Model, name: str, run: FinishedRun, published: PublishedResul
         ),
         fit_s=run.metrics.get("fit_s"),
         **{
-            key: int(run.params[key])
+            key: int(run.params[key]) if key in run.params else None
             for key in (
                 "num_training_rows",
                 "num_training_positives",
@@ -83,23 +88,17 @@ def falls_short(
 
 
 def to_markdown(model: Model, results: Sequence[Result]) -> str:
-    """Render the page that `penstock results` writes."""
+    """Render the section that `penstock results` writes into a page."""
     named = [m.name for m in model.metrics]
     compared = [n for n in named if any(n in r.published for r in results)]
     others = [n for n in named if n not in compared]
-    first = results[0]
-    policy = model.split
     lines = [
-        f"# Results: {model.name}",
+        f"{_HEADING}{model.name}",
         "",
         f"Written by `penstock results {model.use_case} --out docs/results.md` after "
         f"`penstock train {model.use_case} --all`.",
         "",
-        f"Trained on {policy.train_start:%Y-%m-%d} up to {policy.train_end:%Y-%m-%d} "
-        f"({first.num_training_rows:,} rows, {first.num_training_positives:,} positives), "
-        f"tested on {policy.test_start:%Y-%m-%d} up to {policy.test_end:%Y-%m-%d} "
-        f"({first.num_test_rows:,} rows, {first.num_test_positives:,} positives); "
-        f"labels known {policy.label_delay.days} days late.",
+        _protocol(model, results[0]),
         "",
     ]
     if compared and model.published_source:
@@ -125,6 +124,56 @@ def to_markdown(model: Model, results: Sequence[Result]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def put_section(page: str, section: str) -> str:
+    """Put a model's section in the place of its former one, or after all others."""
+    heading = section.split("\n", 1)[0]
+    sections = [part for part in re.split(rf"(?m)^(?={_HEADING})", page) if part.strip()]
+    headings = [part.split("\n", 1)[0] for part in sections]
+    if heading in headings:
+        sections[headings.index(heading)] = section
+    else:
+        sections.append(section)
+    return "\n".join(part.rstrip("\n") + "\n" for part in sections)
+
+
+def _protocol(model: Model, first: Result) -> str:
+    policy = model.split
+    trained = _num_examples(first.num_training_rows, first.num_training_positives)
+    tested = (
+        f"ested on {policy.test_start:%Y-%m-%d} up to {policy.test_end:%Y-%m-%d} "
+        f"({_num_examples(first.num_test_rows, first.num_test_positives)})"
+    )
+    late = f"labels known {_span(policy.label_delay)} late"
+    if isinstance(policy, RollingTimeSplit):
+        every = policy.refit_every
+        often = "month" if every == "month" else _span(every)
+        return (
+            f"T{tested}, {late}; fitted anew for each {often} of the test, on everything from "
+            f"{policy.train_start:%Y-%m-%d} whose label was known when it began ({trained} in the "
+            "last fit)."
+        )
+    return (
+        f"Trained on {policy.train_start:%Y-%m-%d} up to {policy.train_end:%Y-%m-%d} ({trained}), "
+        f"t{tested}; {late}."
+    )
+
+
+def _num_examples(num_rows: int, num_positives: int | None) -> str:
+    rows = f"{num_rows:,} rows"
+    return rows if num_positives is None else f"{rows}, {num_positives:,} positives"
+
+
+def _span(span: timedelta) -> str:
+    for unit, name in (
+        (timedelta(days=1), "days"),
+        (timedelta(hours=1), "hours"),
+        (timedelta(minutes=1), "minutes"),
+    ):
+        if span % unit == timedelta(0):
+            return f"{span // unit} {name}"
+    return f"{span.total_seconds():g} seconds"
 
 
 def _cell(result: Result, name: str) -> str:

@@ -1,7 +1,6 @@
 """Trains a model: training set, split, fit, evaluation, bundle, all on one tracked run."""
 
 import shutil
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
+import polars as pl
 
 from penstock.errors import DeclarationError, GateRefusedError, TrainingDataError
 from penstock.features.online import OnlineReader
@@ -20,24 +20,22 @@ from penstock.features.training_set import (
 )
 from penstock.files import write_whole
 from penstock.progress import Progress, silent
-from penstock.records import Record
-from penstock.scorer import load_scorer
 from penstock.settings import Settings
-from penstock.training import bundle, environment, plots, preprocessing
+from penstock.training import bundle, environment, plots
 from penstock.training.declarations import Model
 from penstock.training.estimators import families
-from penstock.training.estimators.base import FitJob, Fitted
+from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled
+from penstock.training.folds import Counts, FittedFolds, count_folds, fit_folds
 from penstock.training.metrics import curves, evaluate
-from penstock.training.preprocessing import Preprocessing
 from penstock.training.tracking import ESTIMATOR_TAG, TrackedRun, Tracking
-from penstock.training.validation import Examples, split, suspect_leak, to_examples
+from penstock.training.validation import suspect_leak
 
 _STEPS = ("training set", "fit", "evaluate", "bundle")
 _TRAINING_SET_TAG = "penstock.training_set"
 _RUN_FILE = "run.json"
 
 
-class Run(Record):
+class Run(Counts):
     """One finished training; its training set is its left neighbour."""
 
     run_id: str
@@ -47,10 +45,6 @@ class Run(Record):
     estimator: str
     training_set_id: str
     table_versions: dict[str, int]
-    num_training_rows: int
-    num_training_positives: int
-    num_test_rows: int
-    num_test_positives: int
     metrics: dict[str, float]
     seed: int
     git_commit: str | None
@@ -148,28 +142,30 @@ class _Attempt:
     def run(self) -> Run:
         self._step(0)
         training_set = self._training_set()
-        train_side, test_side = self._examples(training_set)
-        self._log_start(training_set, train_side, test_side)
+        frame = self._rows(training_set)
+        counts = count_folds(frame, self._model, event_time=training_set.event_time)
+        self._log_start(training_set, counts)
         self._step(1)
-        scaling = preprocessing.fit(train_side.features, feature_names=training_set.feature_names)
-        started_s = time.monotonic()
-        fitted = self._fit(scaling, train_side)
-        fit_s = time.monotonic() - started_s
+        folds = fit_folds(
+            frame,
+            self._model,
+            event_time=training_set.event_time,
+            feature_names=training_set.feature_names,
+            fit=self._fit,
+            progress=self._progress,
+        )
         self._step(2)
-        self._tracked.log_history(fitted.history)
-        graph = bundle.assemble(scaling, fitted)
-        # What is measured is what will be served: the graph, on the features as they come.
-        scores = load_scorer(graph)(test_side.features)
-        metrics = evaluate(self._model.metrics, test_side, scores)
-        self._tracked.log_metrics({**metrics, "fit_s": fit_s})
+        self._tracked.log_history(folds.fitted.history)
+        metrics = evaluate(self._model.metrics, folds.test, folds.scores)
+        self._tracked.log_metrics({**metrics, "fit_s": folds.fit_s})
         leak = suspect_leak(self._model.leak_alarm, metrics)
         if leak is not None:
             raise GateRefusedError(leak.finding, allowed=leak.allowed, next_step=leak.next_step)
         self._step(3)
-        run = self._describe(training_set, train_side, test_side, metrics, fit_s)
-        self._write(run, training_set, scaling, fitted, graph)
+        run = self._describe(training_set, counts, metrics, folds.fit_s)
+        self._write(run, training_set, folds)
         with TemporaryDirectory() as folder:
-            self._draw(Path(folder), test_side, scores, metrics, run)
+            self._draw(Path(folder), folds, metrics, run)
         shutil.rmtree(self._checkpoints() / self._tracked.run_id, ignore_errors=True)
         # Last: a run whose record is there is never begun again.
         file = run_folder(self._settings, run.run_id) / _RUN_FILE
@@ -214,7 +210,7 @@ class _Attempt:
         )
         return training_set
 
-    def _examples(self, training_set: TrainingSet) -> tuple[Examples, Examples]:
+    def _rows(self, training_set: TrainingSet) -> pl.DataFrame:
         frame = read_training_set(training_set)
         if frame.is_empty():
             raise TrainingDataError(
@@ -224,19 +220,9 @@ class _Attempt:
                 next_step=f"ingest them, or mend the split: `penstock data show "
                 f"{self._model.label_table}`",
             )
-        label = self._model.label
-        sides = split(frame, self._model.split, event_time=training_set.event_time, label=label)
-        train_side, test_side = (
-            to_examples(
-                side_frame, feature_names=training_set.feature_names, label=label, side=side
-            )
-            for side_frame, side in zip(sides, ("training", "test"), strict=True)
-        )
-        return train_side, test_side
+        return frame
 
-    def _log_start(
-        self, training_set: TrainingSet, train_side: Examples, test_side: Examples
-    ) -> None:
+    def _log_start(self, training_set: TrainingSet, counts: Counts) -> None:
         policy = self._model.split
         self._tracked.log_params(
             {
@@ -246,14 +232,12 @@ class _Attempt:
                 "num_features": len(training_set.feature_names),
                 "label": self._model.label,
                 "train_start": policy.train_start_utc.isoformat(),
-                "train_end": policy.train_end_utc.isoformat(),
+                "train_end": policy.folds()[-1].train_end_utc.isoformat(),
                 "test_start": policy.test_start_utc.isoformat(),
                 "test_end": policy.test_end_utc.isoformat(),
                 "label_delay_s": policy.label_delay.total_seconds(),
-                "num_training_rows": train_side.num_rows,
-                "num_training_positives": train_side.num_positives,
-                "num_test_rows": test_side.num_rows,
-                "num_test_positives": test_side.num_positives,
+                "num_fits": len(policy.folds()),
+                **counts.model_dump(exclude_none=True),
                 "environment_digest": environment.digest(self._packages),
             }
         )
@@ -261,25 +245,24 @@ class _Attempt:
     def _checkpoints(self) -> Path:
         return self._settings.storage_path / "checkpoints"
 
-    def _fit(self, scaling: Preprocessing, train_side: Examples) -> Fitted:
+    def _fit(self, fold: int, scaled: Scaled, labels: Labels) -> Fitted:
+        folder = self._checkpoints() / self._tracked.run_id
         job = FitJob(
-            name=self._tracked.run_id,
-            checkpoints=self._checkpoints(),
+            name=f"fold-{fold}",
+            checkpoints=folder,
             import_folders=(self._settings.feature_repo, str(self._settings.feature_repo_path)),
         )
-        scaled = scaling.apply(train_side.features)
         try:
-            return families.fit(self._config, scaled, train_side.labels, job)
+            return families.fit(self._config, scaled, labels, job)
         except TrainingDataError:
             # The same data ends the same way: nothing to go on from.
-            shutil.rmtree(self._checkpoints() / self._tracked.run_id, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _describe(
         self,
         training_set: TrainingSet,
-        train_side: Examples,
-        test_side: Examples,
+        counts: Counts,
         metrics: dict[str, float],
         fit_s: float,
     ) -> Run:
@@ -292,10 +275,7 @@ class _Attempt:
             estimator=self._name,
             training_set_id=training_set.id,
             table_versions=training_set.table_versions,
-            num_training_rows=train_side.num_rows,
-            num_training_positives=train_side.num_positives,
-            num_test_rows=test_side.num_rows,
-            num_test_positives=test_side.num_positives,
+            **counts.model_dump(),
             metrics=metrics,
             seed=self._config.seed,
             git_commit=self._git_commit,
@@ -305,19 +285,12 @@ class _Attempt:
             bundle_path=str(folder / "bundle"),
         )
 
-    def _write(
-        self,
-        run: Run,
-        training_set: TrainingSet,
-        scaling: Preprocessing,
-        fitted: Fitted,
-        graph: bytes,
-    ) -> None:
+    def _write(self, run: Run, training_set: TrainingSet, folds: FittedFolds) -> None:
         bundle.write(
             Path(run.bundle_path),
-            preprocessing=scaling,
-            fitted=fitted,
-            graph=graph,
+            preprocessing=folds.scaling,
+            fitted=folds.fitted,
+            graph=folds.graph,
             signature=self._signature(training_set),
             training={
                 **run.model_dump(mode="json", exclude={"bundle_path"}),
@@ -353,10 +326,11 @@ class _Attempt:
             "serving": model.serving.model_dump(mode="json"),
         }
 
-    def _draw(
-        self, folder: Path, test_side: Examples, scores: Any, metrics: dict[str, float], run: Run
-    ) -> None:
-        plots.draw(curves(test_side.labels, scores), metrics, folder)
+    def _draw(self, folder: Path, folds: FittedFolds, metrics: dict[str, float], run: Run) -> None:
+        if self._model.task == "binary":
+            plots.draw(curves(folds.test.labels, folds.scores), metrics, folder)
+        else:
+            plots.draw_numbers(folds.test.labels, folds.scores, folder)
         option = orjson.OPT_INDENT_2
         (folder / "environment.json").write_bytes(orjson.dumps(self._packages, option=option))
         described = run.model_dump(mode="json")

@@ -10,8 +10,14 @@ import numpy.typing as npt
 import polars as pl
 
 from penstock.errors import TrainingDataError
-from penstock.training.declarations import LeakAlarm, TimeSplit
+from penstock.training.declarations import LeakAlarm, Task, TimeSplit
+from penstock.training.estimators.base import Labels
 
+_AT_LEAST: Mapping[Task, str] = {
+    "binary": "at least one positive and one negative example",
+    "regression": "at least two different labels",
+}
+_MAX_SHOWN = 5
 DAY_COLUMN = "__day"
 """The calendar day of each test row, in the split's zone."""
 
@@ -22,8 +28,8 @@ class Examples:
 
     features: npt.NDArray[np.float64]
     """[n, F]; NaN is missing."""
-    labels: npt.NDArray[np.int8]
-    """[n], 0 or 1."""
+    labels: Labels
+    """[n], int8 0 or 1, or float64 numbers."""
     frame: pl.DataFrame
     """The same rows, with keys, event time and, for a test, `DAY_COLUMN`."""
 
@@ -34,7 +40,7 @@ class Examples:
 
     @property
     def num_positives(self) -> int:
-        """How many of them are positive."""
+        """How many of them are positive, where labels are classes."""
         return int(self.labels.sum())
 
 
@@ -94,21 +100,20 @@ def _start_of_day(day: datetime, zone: str) -> datetime:
 
 
 def to_examples(
-    frame: pl.DataFrame, *, feature_names: tuple[str, ...], label: str, side: str
+    frame: pl.DataFrame,
+    *,
+    feature_names: tuple[str, ...],
+    label: str,
+    side: str,
+    task: Task = "binary",
 ) -> Examples:
     """Turn one side of a split into arrays.
 
     Raises:
-        TrainingDataError: no rows, a missing or non-numeric column, a null or a third label
-            value, or only one class.
+        TrainingDataError: no rows, a missing or non-numeric column, or labels that
+            `check_labels` refuses.
     """
-    if frame.is_empty():
-        raise TrainingDataError(
-            f"the {side} split has no rows",
-            allowed="at least one positive and one negative example",
-            next_step="compare the split's dates in model.py with `penstock data show`",
-        )
-    labels = check_labels(frame, label=label, side=side)
+    labels = check_labels(frame, label=label, side=side, task=task)
     missing = [name for name in feature_names if name not in frame.columns]
     if missing:
         raise TrainingDataError(
@@ -129,12 +134,19 @@ def to_examples(
     )
 
 
-def check_labels(frame: pl.DataFrame, *, label: str, side: str) -> npt.NDArray[np.int8]:
-    """Give the labels as 0 and 1.
+def check_labels(frame: pl.DataFrame, *, label: str, side: str, task: Task = "binary") -> Labels:
+    """Give the labels: 0 and 1 as int8, or numbers as float64.
 
     Raises:
-        TrainingDataError: the column is missing, has nulls or other values, or one class only.
+        TrainingDataError: there are no rows; the column is missing, has nulls or what is no label
+            of the task; or every label is the same.
     """
+    if frame.is_empty():
+        raise TrainingDataError(
+            f"the {side} split has no rows",
+            allowed=_AT_LEAST[task],
+            next_step="compare the split's dates in model.py with `penstock data show`",
+        )
     if label not in frame.columns:
         raise TrainingDataError(
             f"the {side} split has no label column {label!r}",
@@ -146,24 +158,36 @@ def check_labels(frame: pl.DataFrame, *, label: str, side: str) -> npt.NDArray[n
         raise TrainingDataError(
             f"{column.null_count():,} of {len(column):,} labels {label!r} are missing in the "
             f"{side} split",
-            allowed="0 or 1 in every row",
+            allowed="a label in every row",
             next_step="end the split where labels are known",
         )
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
         raise TrainingDataError(
-            f"the label {label!r} is of type {column.dtype}", allowed="0 and 1, or true and false"
+            f"the label {label!r} is of type {column.dtype}",
+            allowed="0 and 1, or true and false" if task == "binary" else "numbers",
         )
-    values = sorted(set(column.cast(pl.Float64).unique().to_list()))
-    if not set(values) <= {0.0, 1.0}:
-        shown = ", ".join(f"{value:g}" for value in values[:5])
-        raise TrainingDataError(f"the label {label!r} takes the values {shown}", allowed="0 and 1")
+    numbers = column.cast(pl.Float64)
+    values = numbers.unique().sort().head(_MAX_SHOWN).to_list()
+    shown = ", ".join(f"{value:g}" for value in values)
+    if task == "binary" and not set(values) <= {0.0, 1.0}:
+        raise TrainingDataError(
+            f"the label {label!r} takes the values {shown}",
+            allowed="0 and 1",
+            next_step="for a number as label, declare estimators and metrics of regression",
+        )
+    if not numbers.is_finite().all():
+        raise TrainingDataError(
+            f"{(~numbers.is_finite()).sum():,} labels {label!r} of the {side} split are no finite "
+            "numbers",
+            allowed="finite numbers",
+        )
     if len(values) < 2:
         raise TrainingDataError(
-            f"every label {label!r} of the {side} split is {values[0]:g}",
-            allowed="at least one positive and one negative example",
+            f"every label {label!r} of the {side} split is {shown}",
+            allowed=_AT_LEAST[task],
             next_step="widen the split's dates in model.py",
         )
-    return column.cast(pl.Int8).to_numpy()
+    return (column.cast(pl.Int8) if task == "binary" else numbers).to_numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +201,12 @@ class Leak:
 
 def suspect_leak(alarm: LeakAlarm | None, metrics: Mapping[str, float]) -> Leak | None:
     """Say why the metrics cannot be honest, or None where they can."""
-    if alarm is None or metrics[alarm.metric] <= alarm.max_plausible:
+    if alarm is None or alarm.is_plausible(metrics[alarm.metric]):
         return None
+    words, limit = alarm.bound
     return Leak(
         finding=f"{alarm.metric} is {metrics[alarm.metric]:.3f}: too good to be true, so the "
         "future has leaked into the features",
-        allowed=f"at most {alarm.max_plausible:g}",
+        allowed=f"{words} {limit:g}",
         next_step="look for a feature that is made of the label without its delay",
     )

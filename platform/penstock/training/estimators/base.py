@@ -10,10 +10,10 @@ import numpy.typing as npt
 INPUT = "scaled"
 """The input of an estimator's own graph: float32 [n, F], filled and standardised."""
 OUTPUT = "score"
-"""Its output: float32 [n], the probability of a positive."""
+"""Its output: float32 [n], the probability of a positive or, in regression, the number."""
 
 Scaled = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int8]
+Labels = npt.NDArray[np.int8] | npt.NDArray[np.float64]
 Scores = npt.NDArray[np.float64]
 
 
@@ -23,7 +23,7 @@ class NativeModel(Protocol):
     family: ClassVar[str]
 
     def predict(self, scaled: Scaled) -> Scores:
-        """Give [n] probabilities of a positive for [n, F] filled and standardised features."""
+        """Give [n] scores for [n, F] filled and standardised features."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -8,6 +8,7 @@ from penstock.training.declarations import (
     Estimator,
     LogisticRegression,
     RandomForest,
+    Ridge,
     TorchMLP,
     TorchModule,
     XGBoost,
@@ -21,11 +22,11 @@ def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitte
     Args:
         config: the declared estimator.
         scaled: float32 [n, F], filled and standardised.
-        labels: [n], 0 or 1.
+        labels: [n], 0 or 1, or numbers where the estimator is for regression.
         job: where checkpoints go.
     """
     match config:
-        case LogisticRegression() | DecisionTree() | RandomForest():
+        case LogisticRegression() | Ridge() | DecisionTree() | RandomForest():
             from penstock.training.estimators import scikit
 
             return scikit.fit(config, scaled, labels)

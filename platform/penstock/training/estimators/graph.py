@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
+from penstock.training.declarations import Task
 from penstock.training.estimators.base import INPUT, OUTPUT
 from penstock.training.preprocessing import Preprocessing
 
@@ -13,28 +14,26 @@ _BATCH = "n"
 _MAIN_DOMAIN = ("", "ai.onnx")
 
 
-def score_from_probabilities(
-    model: onnx.ModelProto, probabilities: str, *, opset_of_added_nodes: int
-) -> onnx.ModelProto:
-    """Make the second column of a classifier's [n, 2] probabilities the graph's one output.
+def only_score(model: onnx.ModelProto, task: Task, *, opset_of_added_nodes: int) -> onnx.ModelProto:
+    """Make the score the graph's one output.
 
-    `opset_of_added_nodes` counts where the graph has only operators of other domains so far.
+    It is the second column of a classifier's second output, [n, 2] probabilities, or a regressor's
+    only output, [n, 1]. `opset_of_added_nodes` counts where the graph has only operators of other
+    domains so far.
     """
     graph = model.graph
     if not any(opset.domain in _MAIN_DOMAIN for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid("", opset_of_added_nodes))
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.asarray(1, dtype=np.int64), "positive_class"),
-            numpy_helper.from_array(np.asarray([-1], dtype=np.int64), "flat"),
-        ]
-    )
-    graph.node.extend(
-        [
-            helper.make_node("Gather", [probabilities, "positive_class"], ["positive"], axis=1),
-            helper.make_node("Reshape", ["positive", "flat"], [OUTPUT]),
-        ]
-    )
+    graph.initializer.append(numpy_helper.from_array(np.asarray([-1], dtype=np.int64), "flat"))
+    column = graph.output[0].name
+    if task == "binary":
+        positive = numpy_helper.from_array(np.asarray(1, dtype=np.int64), "positive_class")
+        graph.initializer.append(positive)
+        probabilities, column = graph.output[1].name, "positive"
+        graph.node.append(
+            helper.make_node("Gather", [probabilities, "positive_class"], [column], axis=1)
+        )
+    graph.node.append(helper.make_node("Reshape", [column, "flat"], [OUTPUT]))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [_BATCH]))
     return drop_unused(model)

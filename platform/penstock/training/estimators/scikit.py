@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,16 @@ import orjson
 import ray
 from safetensors.numpy import load_file, save_file
 
-from penstock.training.declarations import DecisionTree, LogisticRegression, RandomForest
+from penstock.training.declarations import (
+    DecisionTree,
+    LogisticRegression,
+    RandomForest,
+    Ridge,
+    Task,
+)
 from penstock.training.estimators.base import INPUT, Fitted, Labels, NativeModel, Scaled, Scores
 
-ScikitConfig = LogisticRegression | DecisionTree | RandomForest
+ScikitConfig = LogisticRegression | Ridge | DecisionTree | RandomForest
 _OPSETS = {"": 18, "ai.onnx.ml": 3}
 _WEIGHTS_FILE = "weights.safetensors"
 _ROWS_AT_ONCE = 4096
@@ -37,11 +43,18 @@ def fit_here(config: ScikitConfig, scaled: Scaled, labels: Labels) -> Fitted:
                 weights=np.asarray(estimator.coef_[0], dtype=np.float64),
                 bias=float(estimator.intercept_[0]),
             )
+        case Ridge():
+            native = LinearModel(
+                weights=np.asarray(estimator.coef_, dtype=np.float64),
+                bias=float(estimator.intercept_),
+                link="identity",
+            )
         case DecisionTree():
             native = Forest.from_trees([estimator.tree_])
         case RandomForest():
             native = Forest.from_trees([member.tree_ for member in estimator.estimators_])
-    return Fitted(native=native, onnx=_export(estimator, num_features=scaled.shape[1]))
+    graph = _export(estimator, config.task, num_features=scaled.shape[1])
+    return Fitted(native=native, onnx=graph)
 
 
 def _build(config: ScikitConfig) -> Any:
@@ -54,19 +67,27 @@ def _build(config: ScikitConfig) -> Any:
                 max_iter=config.max_iterations,
                 random_state=config.seed,
             )
-        case DecisionTree():
-            from sklearn.tree import DecisionTreeClassifier
+        case Ridge():
+            from sklearn.linear_model import Ridge as LinearNumber
 
-            return DecisionTreeClassifier(
+            return LinearNumber(alpha=config.penalty, random_state=config.seed)
+        case DecisionTree():
+            from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+            kind = DecisionTreeClassifier if config.task == "binary" else DecisionTreeRegressor
+            return kind(
+                criterion=config.criterion,
                 max_depth=config.max_depth,
                 min_samples_leaf=config.min_samples_leaf,
                 random_state=config.seed,
             )
         case RandomForest():
-            from sklearn.ensemble import RandomForestClassifier
+            from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-            return RandomForestClassifier(
+            kind = RandomForestClassifier if config.task == "binary" else RandomForestRegressor
+            return kind(
                 n_estimators=config.num_trees,
+                criterion=config.criterion,
                 max_depth=config.max_depth,
                 min_samples_leaf=config.min_samples_leaf,
                 random_state=config.seed,
@@ -74,36 +95,37 @@ def _build(config: ScikitConfig) -> Any:
             )
 
 
-def _export(estimator: Any, *, num_features: int) -> bytes:
+def _export(estimator: Any, task: Task, *, num_features: int) -> bytes:
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
 
-    from penstock.training.estimators.graph import score_from_probabilities
+    from penstock.training.estimators.graph import only_score
 
     model = to_onnx(
         estimator,
         initial_types=[(INPUT, FloatTensorType([None, num_features]))],
-        options={id(estimator): {"zipmap": False}},
+        options={id(estimator): {"zipmap": False}} if task == "binary" else None,
         target_opset=_OPSETS,
     )
-    probabilities = model.graph.output[1].name
-    graph: bytes = score_from_probabilities(
-        model, probabilities, opset_of_added_nodes=_OPSETS[""]
-    ).SerializeToString()
+    scoring = only_score(model, task, opset_of_added_nodes=_OPSETS[""])
+    graph: bytes = scoring.SerializeToString()
     return graph
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearModel:
-    """A logistic regression: score = 1 / (1 + exp(-(weights . x + bias)))."""
+    """A linear model: score = weights . x + bias, or 1 / (1 + exp(-of it)) by the logit link."""
 
     family: ClassVar[str] = "linear"
     weights: npt.NDArray[np.float64]
     bias: float
+    link: Literal["logit", "identity"] = "logit"
 
     def predict(self, scaled: Scaled) -> Scores:
-        """Give [n] probabilities of a positive."""
-        logits = scaled.astype(np.float64) @ self.weights + self.bias
+        """Give [n] scores."""
+        logits: Scores = scaled.astype(np.float64) @ self.weights + self.bias
+        if self.link == "identity":
+            return logits
         # exp of a large positive number overflows; this form only ever takes exp(-|x|).
         small = np.exp(-np.abs(logits))
         scores: Scores = np.where(logits >= 0, 1.0 / (1.0 + small), small / (1.0 + small))
@@ -111,14 +133,19 @@ class LinearModel:
 
     def save(self, folder: Path) -> None:
         """Write linear.json."""
-        parts = {"weights": self.weights.tolist(), "bias": self.bias}
+        parts = {"weights": self.weights.tolist(), "bias": self.bias, "link": self.link}
         (folder / "linear.json").write_bytes(orjson.dumps(parts))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read linear.json."""
         parts = orjson.loads((folder / "linear.json").read_bytes())
-        return cls(weights=np.asarray(parts["weights"], dtype=np.float64), bias=parts["bias"])
+        return cls(
+            weights=np.asarray(parts["weights"], dtype=np.float64),
+            bias=parts["bias"],
+            # Weights that were written before there was another one name none.
+            link=parts.get("link", "logit"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +162,7 @@ class Forest:
     thresholds: npt.NDArray[np.float64]
     """[nodes], float64: rounding them to float32 would send boundary rows to the other side."""
     scores: npt.NDArray[np.float64]
-    """[nodes]: the share of positives."""
+    """[nodes]: the share of positives, or the mean of the labels."""
 
     @classmethod
     def from_trees(cls, trees: list[Any]) -> Self:
@@ -165,11 +192,14 @@ class Forest:
             right=child("children_right"),
             features=joined([np.maximum(tree.feature, 0) for tree in trees], np.int64),
             thresholds=joined([tree.threshold for tree in trees], np.float64),
-            scores=joined([value[:, 1] / value.sum(axis=1) for value in values], np.float64),
+            scores=joined(
+                [v[:, 1] / v.sum(axis=1) if v.shape[1] == 2 else v[:, 0] for v in values],
+                np.float64,
+            ),
         )
 
     def predict(self, scaled: Scaled) -> Scores:
-        """Give [n] probabilities of a positive."""
+        """Give [n] scores."""
         parts = [
             self._predict(scaled[start : start + _ROWS_AT_ONCE])
             for start in range(0, len(scaled), _ROWS_AT_ONCE)

@@ -6,7 +6,7 @@ import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from penstock.errors import DeclarationError
-from penstock.training.declarations import TorchMLP, TorchModule
+from penstock.training.declarations import Loss, TorchMLP, TorchModule
 from penstock.training.estimators.base import (
     INPUT,
     OUTPUT,
@@ -32,6 +32,11 @@ from penstock.training.estimators.base import (
 
 TorchConfig = TorchMLP | TorchModule
 _CONFIG: TypeAdapter[TorchConfig] = TypeAdapter(TorchConfig)
+_LOSSES: Mapping[Loss, Callable[..., Tensor]] = {
+    "log_loss": nn.functional.binary_cross_entropy_with_logits,
+    "squared_error": nn.functional.mse_loss,
+    "absolute_error": nn.functional.l1_loss,
+}
 _CONFIG_FILE = "net.json"
 _WEIGHTS_FILE = "net.safetensors"
 _CHECKPOINT_FILE = "checkpoint.pt"
@@ -84,12 +89,13 @@ def fit(config: TorchConfig, scaled: Scaled, labels: Labels, job: FitJob) -> Fit
 
     from penstock.training.estimators import distributed
 
+    center, spread = _standard(config, labels)
     returned = distributed.run(
         TorchTrainer,
         _worker,
         config,
         scaled,
-        labels,
+        ((labels - center) / spread).astype(np.float64),
         job,
         extra={"import_folders": job.import_folders},
     )
@@ -98,8 +104,17 @@ def fit(config: TorchConfig, scaled: Scaled, labels: Labels, job: FitJob) -> Fit
     net = build(config, num_features=num_features)
     weights = {name: torch.from_numpy(value.copy()) for name, value in returned["weights"].items()}
     net.load_state_dict(weights)
-    native = TorchNet(net=net, config=config, num_features=num_features)
+    native = TorchNet(
+        net=net, config=config, num_features=num_features, center=center, spread=spread
+    )
     return Fitted(native=native, onnx=export(native), history=returned["history"])
+
+
+def _standard(config: TorchConfig, labels: Labels) -> tuple[float, float]:
+    """The mean and deviation that the net's outputs are in: a net learns small numbers well."""
+    if config.task == "binary":
+        return 0.0, 1.0
+    return float(labels.mean()), float(labels.std()) or 1.0
 
 
 def _extend_path(folders: tuple[str, ...]) -> None:
@@ -166,9 +181,7 @@ def _train_epoch(
         own = batch[rank::world].to(inputs.device)
         optimizer.zero_grad(set_to_none=True)
         logits = trained(inputs[own]).reshape(-1)
-        summed = nn.functional.binary_cross_entropy_with_logits(
-            logits, targets[own], reduction="sum"
-        )
+        summed = _LOSSES[config.loss](logits, targets[own], reduction="sum")
         # DDP takes the mean over workers; this makes it the mean over the batch's rows, however
         # unevenly they are shared out.
         (summed * world / len(batch)).backward()  # type: ignore[no-untyped-call]  # torch left it so
@@ -221,15 +234,17 @@ def _report(
 
 
 class _Scorer(nn.Module):
-    """Turns a net's logits into the graph's one output."""
+    """Turns a net's outputs into the graph's one output."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, native: "TorchNet") -> None:
         super().__init__()
-        self.net = net
+        self.net = native.net
+        self.is_binary = native.config.task == "binary"
+        self.center, self.spread = native.center, native.spread
 
     def forward(self, scaled: Tensor) -> Tensor:
-        logits: Tensor = self.net(scaled)
-        return torch.sigmoid(logits.reshape(-1))
+        outputs: Tensor = self.net(scaled).reshape(-1)
+        return torch.sigmoid(outputs) if self.is_binary else outputs * self.spread + self.center
 
 
 def export(native: "TorchNet") -> bytes:
@@ -241,7 +256,7 @@ def export(native: "TorchNet") -> bytes:
         # torch 2.13's exporter uses what torch 2.13 deprecates.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
         program = torch.onnx.export(
-            _Scorer(native.net).eval(),
+            _Scorer(native).eval(),
             (example,),
             dynamo=True,
             verbose=False,
@@ -263,15 +278,18 @@ class TorchNet:
     net: nn.Module
     config: TorchConfig
     num_features: int
+    center: float = 0.0
+    spread: float = 1.0
+    """For a number as label: score = output * spread + center."""
 
     def predict(self, scaled: Scaled) -> Scores:
-        """Give [n] probabilities of a positive."""
-        self.net.eval()
+        """Give [n] scores."""
+        score = _Scorer(self).eval()
         parts = [np.empty(0)]
         with torch.inference_mode():
             for start in range(0, len(scaled), _ROWS_AT_ONCE):
                 rows = torch.from_numpy(np.array(scaled[start : start + _ROWS_AT_ONCE]))
-                parts.append(torch.sigmoid(self.net(rows).reshape(-1)).double().numpy())
+                parts.append(score(rows).double().numpy())
         return np.concatenate(parts)
 
     def save(self, folder: Path) -> None:
@@ -279,6 +297,8 @@ class TorchNet:
         parts: Mapping[str, Any] = {
             "config": self.config.model_dump(mode="json"),
             "num_features": self.num_features,
+            "center": self.center,
+            "spread": self.spread,
         }
         (folder / _CONFIG_FILE).write_bytes(orjson.dumps(parts))
         weights = {name: value.contiguous() for name, value in self.net.state_dict().items()}
@@ -295,4 +315,10 @@ class TorchNet:
         config = _CONFIG.validate_python(parts["config"])
         net = build(config, num_features=parts["num_features"])
         net.load_state_dict(load_file(folder / _WEIGHTS_FILE))
-        return cls(net=net, config=config, num_features=parts["num_features"])
+        return cls(
+            net=net,
+            config=config,
+            num_features=parts["num_features"],
+            center=parts.get("center", 0.0),
+            spread=parts.get("spread", 1.0),
+        )

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,9 +10,19 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xgboost
 
-from penstock.training.declarations import XGBoost
+from penstock.training.declarations import Loss, Task, XGBoost
 from penstock.training.estimators.base import INPUT, FitJob, Fitted, Labels, Scaled, Scores
 
+_OBJECTIVES: Mapping[Loss, str] = {
+    "log_loss": "binary:logistic",
+    "squared_error": "reg:squarederror",
+    "absolute_error": "reg:absoluteerror",
+}
+_MEASURES: Mapping[Loss, str] = {
+    "log_loss": "logloss",
+    "squared_error": "rmse",
+    "absolute_error": "mae",
+}
 _MODEL_FILE = "model.ubj"
 _HISTORY = "history"
 _ROUNDS_PER_CHECKPOINT = 25
@@ -29,7 +40,7 @@ def fit(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
     booster = xgboost.Booster(model_file=bytearray(returned["model"]))
     return Fitted(
         native=BoostedTrees(booster=booster),
-        onnx=export(booster, num_features=scaled.shape[1]),
+        onnx=export(booster, config.task, num_features=scaled.shape[1]),
         history=returned["history"],
     )
 
@@ -37,8 +48,8 @@ def fit(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
 def parameters(config: XGBoost, *, use_gpu: bool) -> dict[str, Any]:
     """Give XGBoost's own parameters for the declared ones."""
     given: dict[str, Any] = {
-        "objective": "binary:logistic",
-        "eval_metric": "logloss",
+        "objective": _OBJECTIVES[config.loss],
+        "eval_metric": _MEASURES[config.loss],
         "tree_method": "hist",
         "device": "cuda" if use_gpu else "cpu",
         "nthread": config.num_cpus_per_worker,
@@ -74,7 +85,7 @@ def _worker(parts: dict[str, Any]) -> dict[str, Any]:
         xgb_model=before,
         evals=[(train, "train")],
         verbose_eval=False,
-        callbacks=[_Checkpoints(history, num_rounds=config.num_rounds, first=rank == 0)],
+        callbacks=[_Checkpoints(history, config, first=rank == 0)],
     )
     return {"model": bytes(booster.save_raw("ubj")), "history": history}
 
@@ -92,16 +103,17 @@ def _resume() -> xgboost.Booster | None:
 class _Checkpoints(xgboost.callback.TrainingCallback):
     """Keeps the history by round and, every so often, a checkpoint to go on from."""
 
-    def __init__(self, history: list[dict[str, float]], *, num_rounds: int, first: bool) -> None:
+    def __init__(self, history: list[dict[str, float]], config: XGBoost, *, first: bool) -> None:
         super().__init__()
         self._history = history
-        self._num_rounds = num_rounds
+        self._num_rounds = config.num_rounds
+        self._measure = _MEASURES[config.loss]
         self._first = first
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
         import ray.train
 
-        loss = float(evals_log["train"]["logloss"][-1])
+        loss = float(evals_log["train"][self._measure][-1])
         self._history.append({"train_loss": loss})
         done = len(self._history)
         if done % _ROUNDS_PER_CHECKPOINT and done != self._num_rounds:
@@ -119,22 +131,19 @@ class _Checkpoints(xgboost.callback.TrainingCallback):
         return False
 
 
-def export(booster: xgboost.Booster, *, num_features: int) -> bytes:
+def export(booster: xgboost.Booster, task: Task, *, num_features: int) -> bytes:
     """Give the booster's graph, from float32 [n, F] to the score."""
     from onnxmltools import convert_xgboost
     from onnxmltools.convert.common.data_types import FloatTensorType
 
-    from penstock.training.estimators.graph import score_from_probabilities
+    from penstock.training.estimators.graph import only_score
 
     model = convert_xgboost(
         booster,
         initial_types=[(INPUT, FloatTensorType([None, num_features]))],
         target_opset=_OPSET,
     )
-    probabilities = model.graph.output[1].name
-    graph: bytes = score_from_probabilities(
-        model, probabilities, opset_of_added_nodes=_OPSET
-    ).SerializeToString()
+    graph: bytes = only_score(model, task, opset_of_added_nodes=_OPSET).SerializeToString()
     return graph
 
 
@@ -146,7 +155,7 @@ class BoostedTrees:
     booster: xgboost.Booster
 
     def predict(self, scaled: Scaled) -> Scores:
-        """Give [n] probabilities of a positive."""
+        """Give [n] scores."""
         if not len(scaled):
             # XGBoost warns of an empty matrix.
             return np.empty(0)

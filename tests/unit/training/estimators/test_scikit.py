@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression as Linear
+from sklearn.linear_model import Ridge as LinearNumber
 
-from penstock.training.declarations import DecisionTree, LogisticRegression, RandomForest
+from penstock.training.declarations import DecisionTree, LogisticRegression, RandomForest, Ridge
 from penstock.training.estimators import scikit
 
 
@@ -39,6 +40,32 @@ class TestForest:
         scaled, labels = rows
         fitted = scikit.fit_here(DecisionTree(max_depth=2), scaled, labels)
         assert len(np.unique(fitted.native.predict(scaled))) <= 4
+
+
+class TestNumbers:
+    def test_a_forest_and_a_ridge_predict_what_scikit_learn_does(self, rows):
+        scaled, _ = rows
+        scaled = (scaled - scaled.mean(axis=0)) / scaled.std(axis=0)
+        labels = 30 * scaled[:, 0] + 7 * scaled[:, 2] - 100.0
+        forest = RandomForest(num_trees=5, criterion="squared_error")
+        for config, theirs in (
+            (forest, RandomForestRegressor(n_estimators=5, random_state=0)),
+            (Ridge(penalty=2.0), LinearNumber(alpha=2.0)),
+        ):
+            fitted = scikit.fit_here(config, scaled, labels)
+            expected = theirs.fit(scaled, labels).predict(scaled)
+            np.testing.assert_allclose(fitted.native.predict(scaled), expected, rtol=1e-4)
+
+    def test_a_ridge_survives_its_file(self, tmp_path):
+        model = scikit.LinearModel(weights=np.array([2.0]), bias=-1.0, link="identity")
+        model.save(tmp_path)
+        row = np.array([[3.0]], dtype=np.float32)
+        assert scikit.LinearModel.load(tmp_path).predict(row).tolist() == [5.0]
+
+    def test_weights_written_before_there_was_a_link_are_a_logistic_regressions(self, tmp_path):
+        (tmp_path / "linear.json").write_text('{"weights": [0.0], "bias": 0.0}')
+        row = np.array([[3.0]], dtype=np.float32)
+        assert scikit.LinearModel.load(tmp_path).predict(row).tolist() == [0.5]
 
 
 class TestLinear:

@@ -1,0 +1,127 @@
+"""Fits on each fold of a split and scores the fold's test rows by what came out of the fit."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from penstock.progress import Progress
+from penstock.records import Record
+from penstock.scorer import load_scorer
+from penstock.training import bundle, preprocessing
+from penstock.training.declarations import Model
+from penstock.training.estimators.base import Fitted, Labels, Scaled, Scores
+from penstock.training.preprocessing import Preprocessing
+from penstock.training.validation import Examples, check_labels, split, to_examples
+
+
+class Counts(Record):
+    """How many examples there are; positives only where labels are classes."""
+
+    num_training_rows: int
+    """Of the last fold: each has all that the one before had."""
+    num_training_positives: int | None
+    num_test_rows: int
+    """Of all folds together."""
+    num_test_positives: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedFolds:
+    """The last fold's fit, and every test row with the score of its own fold."""
+
+    scaling: Preprocessing
+    fitted: Fitted
+    graph: bytes
+    """The one ONNX graph of both."""
+    test: Examples
+    scores: Scores
+    fit_s: float
+    """All fits together."""
+
+
+def count_folds(frame: pl.DataFrame, model: Model, *, event_time: str) -> Counts:
+    """Count the examples, and refuse before the first fit what a later one could not take.
+
+    Raises:
+        TrainingDataError: a side of a fold has no rows, or labels that cannot be trained on.
+    """
+    train_labels: Labels = np.empty(0)
+    test_labels = []
+    for fold in model.split.folds():
+        sides = split(frame, fold, event_time=event_time, label=model.label)
+        train_labels, labels = (
+            check_labels(rows, label=model.label, side=side, task=model.task)
+            for rows, side in zip(sides, ("training", "test"), strict=True)
+        )
+        test_labels.append(labels)
+    tests = np.concatenate(test_labels)
+    is_binary = model.task == "binary"
+    return Counts(
+        num_training_rows=len(train_labels),
+        num_training_positives=int(train_labels.sum()) if is_binary else None,
+        num_test_rows=len(tests),
+        num_test_positives=int(tests.sum()) if is_binary else None,
+    )
+
+
+def fit_folds(
+    frame: pl.DataFrame,
+    model: Model,
+    *,
+    event_time: str,
+    feature_names: tuple[str, ...],
+    fit: Callable[[int, Scaled, Labels], Fitted],
+    progress: Progress,
+) -> FittedFolds:
+    """Fit and score one fold after the other.
+
+    Args:
+        frame: the training set's rows.
+        model: whose split, label and task.
+        event_time: the column of event times.
+        feature_names: the order of the features.
+        fit: fits the fold of that number on filled and standardised features.
+        progress: told of each fit, where there are several.
+
+    Raises:
+        TrainingDataError: a fold cannot be trained on.
+    """
+    policies = model.split.folds()
+    tests, scores = [], []
+    fit_s = 0.0
+    for number, policy in enumerate(policies):
+        if len(policies) > 1:
+            progress("fits", number, len(policies), unit="fits")
+        train, test = (
+            to_examples(
+                rows, feature_names=feature_names, label=model.label, side=side, task=model.task
+            )
+            for rows, side in zip(
+                split(frame, policy, event_time=event_time, label=model.label),
+                ("training", "test"),
+                strict=True,
+            )
+        )
+        scaling = preprocessing.fit(train.features, feature_names=feature_names)
+        started_s = time.monotonic()
+        fitted = fit(number, scaling.apply(train.features), train.labels)
+        fit_s += time.monotonic() - started_s
+        graph = bundle.assemble(scaling, fitted)
+        # What is measured is what will be served: the graph, on the features as they come.
+        scores.append(load_scorer(graph)(test.features))
+        tests.append(test)
+    return FittedFolds(
+        scaling=scaling,
+        fitted=fitted,
+        graph=graph,
+        test=Examples(
+            features=np.concatenate([test.features for test in tests]),
+            labels=np.concatenate([test.labels for test in tests]),
+            frame=pl.concat([test.frame for test in tests]),
+        ),
+        scores=np.concatenate(scores),
+        fit_s=fit_s,
+    )
