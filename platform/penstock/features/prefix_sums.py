@@ -30,9 +30,12 @@ class SortedColumn:
         self._made: dict[str, Any] = {}
         self._lock = threading.Lock()
 
+    def _filled(self) -> pl.Series:
+        return self.ordered.fill_null(False if self.dtype == pl.Boolean else 0)
+
     def _numbers(self) -> NDArray[Any]:
         """The values with 0 in place of nulls."""
-        filled = self.ordered.fill_null(False if self.dtype == pl.Boolean else 0)
+        filled = self._filled()
         if self.is_whole:
             return filled.cast(pl.Int64).to_numpy()
         numbers = filled.cast(pl.Float64).to_numpy()
@@ -53,6 +56,13 @@ class SortedColumn:
     def _make(self, what: str) -> Any:
         if what == "num_values":
             return None if self.valid is None else cumulative(self.valid.astype(np.int64))
+        if what == "newest":
+            values = self._filled().to_numpy() if self.is_whole else self._numbers()
+            if self.valid is None:
+                return values
+            # The row of the newest value up to each row; before the first value it says nothing.
+            rows = np.where(self.valid, np.arange(len(values)), 0)
+            return values[np.maximum.accumulate(rows)]
         if what == "num_true":
             return cumulative((self._numbers() != 0).astype(np.int64))
         if what == "sum":
@@ -76,6 +86,11 @@ class SortedColumn:
         prefix = self._get("num_true")
         count: Rows = prefix[end] - prefix[start]
         return count
+
+    def newest(self, end: Rows) -> NDArray[Any]:
+        """The last value before row `end`; without meaning where there is none."""
+        values: NDArray[Any] = self._get("newest")[np.maximum(end - 1, 0)]
+        return values
 
     def sum(self, start: Rows, end: Rows) -> NDArray[Any]:
         """The sums of rows [start, end), nulls left out; whole numbers stay whole."""

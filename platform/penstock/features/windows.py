@@ -24,8 +24,10 @@ from penstock.errors import DataError, DeclarationError
 from penstock.features.join_columns import MICROSECOND, TimeUnit
 from penstock.features.prefix_sums import Rows, SortedColumn
 
-Kind: TypeAlias = Literal["count", "sum", "mean", "min", "max", "std", "share"]
-_KINDS: tuple[Kind, ...] = ("count", "sum", "mean", "min", "max", "std", "share")
+Kind: TypeAlias = Literal["count", "sum", "mean", "min", "max", "std", "share", "last"]
+_KINDS: tuple[Kind, ...] = ("count", "sum", "mean", "min", "max", "std", "share", "last")
+# Their values are among the column's own, and so of its type.
+_OF_THE_COLUMN: frozenset[Kind] = frozenset({"min", "max", "last"})
 _NUM_THREADS = 4
 # One window's numbers, and which of them stand for a null (None: none of them).
 _Values: TypeAlias = tuple[NDArray[Any], NDArray[np.bool_] | None]
@@ -37,8 +39,9 @@ class Aggregation:
 
     `count` without a column counts events; with one, its non-null values. Every other kind skips
     nulls (a NaN is a null), as if those events had no value. Over no value at all: count, sum and
-    share are 0; mean, min, max and std are null. `std` is the sample's (n - 1), null below 2
-    values. `share` is the part of the values that are true (non-zero).
+    share are 0; mean, min, max, std and last are null. `std` is the sample's (n - 1), null below 2
+    values. `share` is the part of the values that are true (non-zero). `last` is the newest value;
+    of several at the same time, the one whose row stands last in the input.
     """
 
     kind: Kind
@@ -113,7 +116,7 @@ def compute(events: pl.DataFrame, windows: Windows) -> pl.DataFrame:
     Returns:
         One row an event, in the order of the input: the entity columns, the event time, then
         `windows.feature_names()`. Counts are Int64; mean, std and share Float64; a sum is Int64
-        for whole numbers and Float64 otherwise; min and max keep the column's type. An event
+        for whole numbers and Float64 otherwise; min, max and last keep the column's type. An event
         whose entity or time is null has null features and belongs to nobody's window.
 
     Raises:
@@ -183,7 +186,7 @@ def _compute_complete(events: pl.DataFrame, windows: Windows) -> list[pl.Series]
                 if found is None:
                     found = _aggregate(aggregation, columns, starts[window], end)
                 series = _in_input_order(*found, place)
-                if aggregation.kind in ("min", "max"):
+                if aggregation.kind in _OF_THE_COLUMN:
                     series = series.cast(columns[str(aggregation.column)].dtype)
                 out.append(series)
             return out
@@ -289,6 +292,8 @@ def _aggregate(
         return count, None
     if aggregation.kind == "sum":
         return column.sum(start, end), None
+    if aggregation.kind == "last":
+        return column.newest(end), count < 1
     at_least_one = np.maximum(count, 1)
     if aggregation.kind == "share":
         return column.num_true(start, end) / at_least_one, None

@@ -12,7 +12,7 @@ from penstock.errors import DataError, DeclarationError
 from penstock.features.windows import Aggregation, Windows, compute
 
 START = datetime(2024, 2, 28, tzinfo=UTC)
-KINDS = ("count", "sum", "mean", "min", "max", "std", "share")
+KINDS = ("count", "sum", "mean", "min", "max", "std", "share", "last")
 
 
 def windows(
@@ -51,6 +51,8 @@ def aggregate(kind: str, values: list[Any]) -> Any:
         return sum(1 for v in values if v) / n if n else 0.0
     if n == 0 or (kind == "std" and n < 2):
         return None
+    if kind == "last":
+        return values[-1]
     if kind in ("min", "max"):
         return (min if kind == "min" else max)(values)
     mean = math.fsum(values) / n
@@ -67,13 +69,15 @@ def brute_force(rows: list[tuple[Any, ...]], spec: Windows) -> list[dict[str, An
         for label, width in spec.widths.items():
             end = None if at is None else at - spec.delay.total_seconds()
             inside = [
-                v
+                (s, v)
                 for w, s, v in rows
                 if None not in (who, at, w, s)
                 and w == who
                 and end - width.total_seconds() < s <= end
             ]
-            values = [v for v in inside if v is not None and v == v]
+            # Stable: of equal times the one that stands last in the input stays last.
+            inside.sort(key=lambda event: event[0])
+            values = [v for _, v in inside if v is not None and v == v]
             for a in spec.aggregations:
                 known = who is not None and at is not None
                 got = len(inside) if a.column is None else aggregate(a.kind, values)
@@ -115,7 +119,7 @@ def test_whole_numbers_stay_whole(rows):
     spec = windows()
     got = compute(frame(rows, pl.Int64), spec)
     assert_same(got, brute_force(rows, spec))
-    assert got.schema["sum_3s"] == got.schema["min_3s"] == pl.Int64
+    assert got.schema["sum_3s"] == got.schema["min_3s"] == got.schema["last_3s"] == pl.Int64
 
 
 def test_booleans_count_as_zero_and_one():
@@ -123,6 +127,7 @@ def test_booleans_count_as_zero_and_one():
     got = compute(frame(rows, pl.Boolean), windows(widths=(10,)))
     assert got["share_10s"].to_list() == pytest.approx([1.0, 0.5, 2 / 3, 2 / 3])
     assert got["sum_10s"].to_list() == [1, 1, 2, 2]
+    assert got["last_10s"].to_list() == [True, False, True, True]
 
 
 def test_the_window_is_open_at_its_old_end_and_closed_at_its_new_one():
@@ -135,6 +140,13 @@ def test_the_window_is_open_at_its_old_end_and_closed_at_its_new_one():
 def test_events_at_the_same_time_belong_to_each_others_window():
     got = compute(frame([("a", 5, 1.0), ("b", 5, 7.0), ("a", 5, 3.0)]), windows(widths=(3,)))
     assert got["mean_3s"].to_list() == [2.0, 7.0, 2.0]
+
+
+def test_the_newest_value_is_never_one_from_before_the_window():
+    rows = [("a", 0, 1.0), ("a", 5, None), ("a", 6, float("nan")), ("b", 6, 8.0), ("b", 6, 9.0)]
+    got = compute(frame(rows), windows(widths=(3, 10)))
+    assert got["last_3s"].to_list() == [1.0, None, None, 9.0, 9.0]
+    assert got["last_10s"].to_list() == [1.0, 1.0, 1.0, 9.0, 9.0]
 
 
 def test_rows_come_back_in_the_order_they_came_in():
