@@ -95,6 +95,16 @@ class OnlineStoreBehaviour:
         write(store, config, view, 1, START_US, 1.0)
         assert read(store, config, view, 1).values.tolist() == [[2, 2]]
 
+    def test_a_row_is_replaced_by_an_older_one_where_that_is_asked_for(self, store, config):
+        view = make_view("replaced")
+        prepare(store, config, view)
+        write(store, config, view, 1, START_US + 1, 2.0)
+        older = {"num_rides": [1], "mean_km": [1.0]}
+        rows = WrittenRows(keys=keys(1), event_us=[START_US], created_us=None, features=older)
+        store.replace_rows(config, view, rows)
+        found = read(store, config, view, 1)
+        assert (found.event_us.tolist(), found.values.tolist()) == ([START_US], [[1, 1]])
+
     def test_a_correction_at_the_same_time_is_taken(self, store, config):
         view = make_view("correction")
         prepare(store, config, view)

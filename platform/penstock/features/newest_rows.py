@@ -115,7 +115,7 @@ def _write(
     step = f"materialize {view.name}"
     done = 0
     progress(step, done, rows.height)
-    for block in _blocks(view, rows):
+    for block in blocks(view, rows):
         online.write_rows(config, view, block)
         done += len(block.keys)
         progress(step, done, rows.height)
@@ -221,7 +221,7 @@ def _write_bucket(config: RepoConfig, view: FeatureView, *, pieces: Sequence[Pie
     rows = _newest(view, read_pieces(pieces)).rename(source_of(view).field_mapping, strict=False)
     online = cast(RowStore, get_online_store_from_config(config.online_store))
     try:
-        for block in _blocks(view, rows):
+        for block in blocks(view, rows):
             online.write_rows(config, view, block)
     finally:
         online.disconnect()
@@ -261,7 +261,8 @@ def _aware(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _blocks(view: FeatureView, rows: pl.DataFrame) -> Iterator[WrittenRows]:
+def blocks(view: FeatureView, rows: pl.DataFrame) -> Iterator[WrittenRows]:
+    """Give rows, in the view's own names, as the online store takes them."""
     source = source_of(view)
     for block in rows.iter_slices(_ROWS_PER_BLOCK):
         created = source.created_timestamp_column

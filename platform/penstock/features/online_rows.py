@@ -82,6 +82,9 @@ class RowStore(Protocol):
         call again writes the rest.
         """
 
+    def replace_rows(self, config: RepoConfig, view: FeatureView, rows: WrittenRows) -> None:
+        """Write the block over whatever is stored: what is newer there was never to be."""
+
     def read_rows(
         self, config: RepoConfig, view: FeatureView, keys: Sequence[bytes], features: Sequence[str]
     ) -> ReadRows:

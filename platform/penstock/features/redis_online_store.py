@@ -103,6 +103,15 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
 
     def write_rows(self, config: RepoConfig, view: FeatureView, rows: WrittenRows) -> None:
         """Write the rows; a stored row that is newer stays as it is. Atomic for each entity."""
+        self._write(config, view, rows, over_newer=False)
+
+    def replace_rows(self, config: RepoConfig, view: FeatureView, rows: WrittenRows) -> None:
+        """Write the rows, over newer ones too. Atomic for each entity."""
+        self._write(config, view, rows, over_newer=True)
+
+    def _write(
+        self, config: RepoConfig, view: FeatureView, rows: WrittenRows, *, over_newer: bool
+    ) -> None:
         client = self._get_client(config.online_store)
         script = client.register_script(_WRITE_UNLESS_NEWER)
         name = _view_name(config, view)
@@ -114,8 +123,12 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
         size = _ROWS_PER_SCRIPT
         blocks = [slice(start, start + size) for start in range(0, len(rows.keys), size)]
         for first in range(0, len(blocks), _SCRIPTS_PER_PIPELINE):
-            with client.pipeline(transaction=False) as pipe:
+            # Nobody may read between the loss of a row's time and the new row.
+            with client.pipeline(transaction=over_newer) as pipe:
                 for block in blocks[first : first + _SCRIPTS_PER_PIPELINE]:
+                    if over_newer:
+                        for key in rows.keys[block]:
+                            pipe.hdel(key + project, _time_field(name))
                     values = zip(times[block], *(column[block] for column in columns), strict=True)
                     script(
                         keys=[key + project for key in rows.keys[block]],

@@ -70,6 +70,13 @@ class RowSqliteOnlineStore(OnlineStore):
 
     def write_rows(self, config: RepoConfig, view: FeatureView, rows: WrittenRows) -> None:
         """Write the block in one transaction; a stored row that is newer stays as it is."""
+        self._write(config, view, rows, _ONLY_NEWER)
+
+    def replace_rows(self, config: RepoConfig, view: FeatureView, rows: WrittenRows) -> None:
+        """Write the block in one transaction, over newer rows too."""
+        self._write(config, view, rows, "")
+
+    def _write(self, config: RepoConfig, view: FeatureView, rows: WrittenRows, where: str) -> None:
         names = list(rows.features)
         columns = ["entity_key", "event_us", "created_us", *(_column(name) for name in names)]
         updates = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
@@ -79,7 +86,7 @@ class RowSqliteOnlineStore(OnlineStore):
             f"INSERT INTO {table} ({', '.join(columns)}) "  # noqa: S608
             f"VALUES ({', '.join('?' * len(columns))}) "
             f"ON CONFLICT (entity_key) DO UPDATE SET {updates} "
-            f"{_ONLY_NEWER.format(table=table)}"
+            f"{where.format(table=table)}"
         )
         created = rows.created_us if rows.created_us is not None else [None] * len(rows.keys)
         values = zip(rows.keys, rows.event_us, created, *rows.features.values(), strict=True)
