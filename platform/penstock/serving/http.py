@@ -41,7 +41,7 @@ class Answer:
 
 def error_answer(error: RequestError, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
     """Write a refusal as `{code, message, path}`; ASCII, so any text of the caller's can stand."""
-    if error.status == 503:
+    if error.status == 503 and not any(name == b"retry-after" for name, _ in headers):
         headers = (*headers, (b"retry-after", _RETRY_AFTER_S))
     body = json.dumps({"code": error.code, "message": error.message, "path": error.path})
     return Answer(status=error.status, body=body.encode("ascii"), headers=headers)
@@ -85,23 +85,26 @@ def check_host(headers: Headers) -> None:
         )
 
 
-def check_json(headers: Headers) -> None:
-    """Refuse a body that is not declared as plain JSON.
+def check_json(headers: Headers, *kinds: bytes) -> bytes:
+    """Refuse a body that is not declared as plain JSON, or as one of these kinds.
 
     Raises:
         RequestError: 415.
     """
+    allowed = (b"application/json", *kinds)
     content_type = only_header(headers, b"content-type") or b""
-    if content_type != b"application/json":
+    kind = content_type
+    if kind not in allowed:
         kind, _, parameter = content_type.lower().partition(b";")
+        kind = kind.strip()
         charset = parameter.strip().replace(b'"', b"")
-        if kind.strip() != b"application/json" or charset not in (b"", b"charset=utf-8"):
-            raise RequestError(
-                415, "wrong_content_type", "send Content-Type: application/json, in UTF-8"
-            )
+        if kind not in allowed or charset not in (b"", b"charset=utf-8"):
+            listed = " or ".join(name.decode() for name in allowed)
+            raise RequestError(415, "wrong_content_type", f"send Content-Type: {listed}, in UTF-8")
     encoding = only_header(headers, b"content-encoding")
     if encoding is not None and encoding.strip().lower() != b"identity":
         raise RequestError(415, "wrong_content_encoding", "send the body uncompressed")
+    return kind
 
 
 async def read_body(headers: Headers, receive: Receive, *, max_bytes: int) -> bytes:

@@ -71,9 +71,6 @@ class RequestParser:
         self._names = {field.name for field in fields}
         self._max_rows = max_rows
         self._max_body_bytes = max_body_bytes
-        self._decoder = json.JSONDecoder(
-            object_pairs_hook=_object_of_unique_keys, parse_constant=_NotJson
-        )
 
     def parse(self, body: bytes) -> list[Row]:
         """Read `{"rows": [{field: value, …}, …]}`.
@@ -83,40 +80,21 @@ class RequestParser:
         """
         if len(body) > self._max_body_bytes:
             raise too_large(self._max_body_bytes)
-        return self._rows_of(self._load(body))
-
-    def _load(self, body: bytes) -> Any:
-        try:
-            text = body.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _unreadable(f"the body is not UTF-8 at byte {error.start}") from None
-        try:
-            return self._decoder.decode(text)
-        except json.JSONDecodeError as error:
-            raise _unreadable(
-                f"the body is not JSON: {error.msg}, line {error.lineno} column {error.colno}"
-            ) from None
-        except RecursionError:
-            raise _unreadable("the body is nested too deeply") from None
-        except ValueError:
-            # Python refuses to convert integers of thousands of digits.
-            raise RequestError(
-                422, "out_of_range", "a number has too many digits", path="$"
-            ) from None
+        return self._rows_of(load(body))
 
     def _rows_of(self, document: Any) -> list[Row]:
         if type(document) is not dict:
-            raise _wrong_type(document, 'an object {"rows": [...]}', "$")
+            raise wrong_type(document, 'an object {"rows": [...]}', "$")
         if len(document) != 1 or "rows" not in document:
             for key in document:
                 if key != "rows":
                     raise RequestError(
-                        422, "unknown_key", f"{_shown(key)} is no key; only rows is", path="$"
+                        422, "unknown_key", f"{shown(key)} is no key; only rows is", path="$"
                     )
             raise RequestError(422, "missing_field", "the key rows is missing", path="$")
         rows = document["rows"]
         if type(rows) is not list:
-            raise _wrong_type(rows, "an array of rows", "$.rows")
+            raise wrong_type(rows, "an array of rows", "$.rows")
         if not rows:
             raise RequestError(422, "no_rows", "rows is empty; send at least one", path="$.rows")
         if len(rows) > self._max_rows:
@@ -130,7 +108,7 @@ class RequestParser:
 
     def _row_of(self, row: Any, index: int) -> Row:
         if type(row) is not dict:
-            raise _wrong_type(row, "an object", f"$.rows[{index}]")
+            raise wrong_type(row, "an object", f"$.rows[{index}]")
         typed: Row = {}
         try:
             for name, convert in self._fields:
@@ -151,10 +129,33 @@ class RequestParser:
         if extra is not None:
             allowed = ", ".join(name for name, _ in self._fields)
             return RequestError(
-                422, "unknown_key", f"{_shown(extra)} is no field; allowed: {allowed}", path=path
+                422, "unknown_key", f"{shown(extra)} is no field; allowed: {allowed}", path=path
             )
         missing = next(name for name, _ in self._fields if name not in row)
         return RequestError(422, "missing_field", f"the field {missing} is missing", path=path)
+
+
+def load(body: bytes) -> Any:
+    """Read JSON text strictly: what JSON has not, or a key given twice, leaves a stand-in.
+
+    Raises:
+        RequestError: 400 where it is no JSON in UTF-8, 422 where a number is too long.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise unreadable(f"the body is not UTF-8 at byte {error.start}") from None
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise unreadable(
+            f"the body is not JSON: {error.msg}, line {error.lineno} column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise unreadable("the body is nested too deeply") from None
+    except ValueError:
+        # Python refuses to convert integers of thousands of digits.
+        raise RequestError(422, "out_of_range", "a number has too many digits", path="$") from None
 
 
 def too_large(max_body_bytes: int) -> RequestError:
@@ -209,7 +210,7 @@ def _timestamp(value: Any) -> datetime:
         raise _refused(value, "an ISO 8601 time, as text")
     if not _TIMESTAMP.fullmatch(value):
         raise _ValueRefusedError(
-            "bad_timestamp", f"is {_shown(value)}, not an ISO 8601 time like 2018-08-08T10:00:00Z"
+            "bad_timestamp", f"is {shown(value)}, not an ISO 8601 time like 2018-08-08T10:00:00Z"
         )
     try:
         moment = datetime.fromisoformat(value.upper())
@@ -217,7 +218,7 @@ def _timestamp(value: Any) -> datetime:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise _ValueRefusedError(
-            "bad_timestamp", f"is {_shown(value)}, which no calendar has"
+            "bad_timestamp", f"is {shown(value)}, which no calendar has"
         ) from None
 
 
@@ -242,12 +243,16 @@ def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Du
     raise AssertionError("unreachable: a shorter dict has a key twice")
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_of_unique_keys, parse_constant=_NotJson)
+
+
 def _refused(value: Any, wanted: str) -> _ValueRefusedError:
     code, what = _fault_of(value, wanted)
     return _ValueRefusedError(code, what)
 
 
-def _wrong_type(value: Any, wanted: str, path: str) -> RequestError:
+def wrong_type(value: Any, wanted: str, path: str) -> RequestError:
+    """Build the refusal of a value, or of a stand-in, that is not of the wanted kind."""
     code, what = _fault_of(value, wanted)
     where = "the body" if path == "$" else path.removeprefix("$.")
     return RequestError(422, code, f"{where} {what}", path=path)
@@ -255,7 +260,7 @@ def _wrong_type(value: Any, wanted: str, path: str) -> RequestError:
 
 def _fault_of(value: Any, wanted: str) -> tuple[str, str]:
     if isinstance(value, _DuplicateKey):
-        return "duplicate_key", f"has the key {_shown(value.key)} twice"
+        return "duplicate_key", f"has the key {shown(value.key)} twice"
     if isinstance(value, _NotJson):
         return "not_finite", f"is {value.name}, which is no JSON number"
     return "wrong_type", f"is {_kind_of(value)}, not {wanted}"
@@ -265,16 +270,17 @@ def _kind_of(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return f"the string {_shown(value)}"
+        return f"the string {shown(value)}"
     if isinstance(value, (int, float)):
         return "a number"
     return "an array" if isinstance(value, list) else "an object"
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Quote what a caller sent: short, and in ASCII, so that every answer can be encoded."""
     return ascii(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")
 
 
-def _unreadable(message: str) -> RequestError:
+def unreadable(message: str) -> RequestError:
+    """Build the refusal of a body that is no JSON text."""
     return RequestError(400, "unreadable", message)

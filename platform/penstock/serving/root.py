@@ -1,6 +1,7 @@
 """The application at `/`: is the server alive, are the models ready, what do the metrics say.
 
-Whatever no model answers ends here too, so that an unknown model is a 404 in JSON.
+It takes pushed events too, which need no model. Whatever nobody else answers ends here, so that an
+unknown model is a 404 in JSON.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ from ray import serve
 from penstock.errors import RequestError
 from penstock.serving import http
 from penstock.serving.client import open_directly
+from penstock.serving.events import EventIntake, table_of
+from penstock.settings import load_settings
 
 _METRICS_KEPT = re.compile(rb"(?:# (?:HELP|TYPE) )?ray_(?:penstock|serve)_")
 _STATUS_AGE_S = 0.5
@@ -26,12 +29,13 @@ _SILENT_NODES = b"ray_penstock_silent_nodes"
 
 
 class Root:
-    """Answers `/healthz`, `/readyz`, `/metrics` and `/v1/models`, and 404 for all else."""
+    """Answers `/healthz`, `/readyz`, `/metrics`, `/v1/models`, events, and 404 for all else."""
 
     def __init__(self) -> None:
         """Prepare; nothing is loaded."""
         self._applications: dict[str, str] = {}
         self._looked_at_s = float("-inf")
+        self._events = EventIntake(load_settings())
 
     def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
@@ -43,6 +47,9 @@ class Root:
 
     async def _answer(self, scope: http.Scope, receive: http.Receive) -> http.Answer:
         path = scope["path"]
+        table = table_of(path)
+        if table is not None:
+            return await self._events.answer(table, scope, receive)
         handlers = {
             "/healthz": self._health,
             "/readyz": self._ready,
