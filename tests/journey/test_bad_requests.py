@@ -321,6 +321,43 @@ class TestHeadsAndPaths:
         assert server.ask(ROW)["missing"] == []
 
 
+class TestEvents:
+    """The route of pushed events, at the root application; nothing here is taken."""
+
+    PATH = "/v1/tables/card_fraud.transactions/events"
+
+    @pytest.mark.parametrize(
+        ("body", "status", "code"),
+        [
+            ("{", 400, "unreadable"),
+            ("[]", 422, "no_events"),
+            ("[1]", 422, "wrong_type"),
+            ("[{}]", 422, "missing_column"),
+            (" " * ((1 << 20) + 1), 413, "too_large"),
+        ],
+        ids=["cut", "empty", "number", "no columns", "too large"],
+    )
+    def test_a_bad_body_is_refused(self, server: Server, body: str, status: int, code: str):
+        assert refused(server.send(body, path=self.PATH), status)["code"] == code
+
+    def test_heads_and_paths_are_held_to_the_same_rules(self, server: Server):
+        for status, change in (
+            (404, {"path": "/v1/tables/card_fraud.nothing/events"}),
+            (405, {"method": "PUT"}),
+            (415, {"headers": {"Content-Type": "text/csv"}}),
+            (421, {"headers": {**JSON, "Host": "evil.example"}}),
+        ):
+            refused(server.send("[]", **({"path": self.PATH} | change)), status)
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(body=st.binary(max_size=200) | st.text('{}[]":,0123456789.eE+-nulTX_', max_size=200))
+    def test_any_body_is_answered_with_4xx(self, server: Server, body: bytes | str):
+        data = body if isinstance(body, bytes) else body.encode()
+        reply = server.send(data, path=self.PATH)
+        assert reply.status in (400, 422)
+        refused(reply, reply.status)
+
+
 class TestLoad:
     def test_a_full_queue_is_503_with_retry_after_and_the_rest_is_answered(self, server: Server):
         replies: list[Reply] = []

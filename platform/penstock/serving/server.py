@@ -33,6 +33,8 @@ def url(settings: Settings) -> str:
 def start(settings: Settings) -> None:
     """Start Serve and the application at `/` where they do not run yet; waits for neither app.
 
+    The application is renewed where it runs another code: it knows the declared tables.
+
     Raises:
         ClusterError: no Ray is up, or a Serve runs that was started to listen elsewhere.
         BusyError: another process has been starting it for minutes.
@@ -45,14 +47,26 @@ def start(settings: Settings) -> None:
         host, port = settings.serving.host, int(url(settings).rsplit(":", 1)[1])
         serve.start(http_options=HTTPOptions(host=host, port=port))
         check_listening(host, port)
-        if applications().get(ROOT_APP, {}).get("status") in ("RUNNING", "DEPLOYING"):
+        code = freeze_code(settings)
+        is_up = applications().get(ROOT_APP, {}).get("status") in ("RUNNING", "DEPLOYING")
+        if is_up and _root_code() == code.name:
             return
         builders = load_builders(settings)
         root = builders.build_root(
-            builders.RootArguments(runtime_env=runtime_env(settings, str(freeze_code(settings))))
+            builders.RootArguments(runtime_env=runtime_env(settings, str(code)))
         )
         target = serve.RunTarget(target=root, name=ROOT_APP, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
+
+
+def _root_code() -> str | None:
+    """The digest of the code that the application at `/` runs."""
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    (root,) = client.get_serve_details()["applications"][ROOT_APP]["deployments"].values()
+    options = root["deployment_config"]["ray_actor_options"]
+    return Path(options.get("runtime_env", {}).get("working_dir", "")).name or None
 
 
 def _lock_path(settings: Settings) -> Path:
