@@ -243,6 +243,11 @@ class OnlineReader:
         ]
 
 
+def request_fields(objects: FeatureObjects, service: str) -> tuple[FieldSpec, ...]:
+    """Name the fields of a service's requests."""
+    return tuple(_Plan(objects, service).fields.values())
+
+
 def origins(objects: FeatureObjects, service: str) -> dict[str, tuple[str, ...]]:
     """Name the stored views that each feature of a service stands on; none: on the request."""
     plan = _Plan(objects, service)
@@ -250,7 +255,7 @@ def origins(objects: FeatureObjects, service: str) -> dict[str, tuple[str, ...]]
     found: dict[str, tuple[str, ...]] = {name: (view,) for name, view in view_of.items()}
     for computed in plan.computed:
         views = tuple(dict.fromkeys(view_of[name] for name in computed.stored_inputs))
-        found |= {name: views for name in computed.features}
+        found |= dict.fromkeys(computed.features, views)
     return {name: found[name] for name in plan.feature_names}
 
 

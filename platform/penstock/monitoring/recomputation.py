@@ -1,0 +1,178 @@
+"""What training would see for logged predictions: the very join that training sets come from."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+from numpy.typing import NDArray
+
+from penstock.errors import DeclarationError
+from penstock.features.declarations import (
+    FeatureTable,
+    load_feature_objects,
+    load_feature_tables,
+)
+from penstock.features.online import FieldType, origins, request_fields
+from penstock.features.online_rows import NO_EVENT_US
+from penstock.features.pinned_rows import PinnedRows
+from penstock.features.point_in_time import ViewSide, execute_in_one_task
+from penstock.features.service_join import ServiceJoin
+from penstock.features.store import open_store
+from penstock.settings import Settings
+
+AS_OF = "__as_of"
+_ROW_TIME = "__row_time:"
+_TYPES: Mapping[FieldType, pl.DataType] = {
+    "int64": pl.Int64(),
+    "float64": pl.Float64(),
+    "bool": pl.Boolean(),
+    "string": pl.String(),
+    "timestamp": pl.Datetime("us", "UTC"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recomputed:
+    """What the tables give for some predictions.
+
+    Attributes:
+        values: float64 [n, num_features], NaN where nothing is valid.
+        row_us: by view int64 [n], the event time of the row that was joined; NO_EVENT_US: none.
+        requests: the requests' fields as columns.
+    """
+
+    values: NDArray[np.float64]
+    row_us: Mapping[str, NDArray[np.int64]]
+    requests: pl.DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFeature:
+    """Where a feature that is stored comes from."""
+
+    view: str
+    column: str
+    """The table's name for it."""
+    keys: Mapping[str, str]
+    """The table's entity column -> the request's field."""
+    table: FeatureTable | None
+    """None: the table is not computed by windows."""
+
+
+class Recomputation:
+    """Computes the features of one service again, for predictions that were logged."""
+
+    def __init__(self, settings: Settings, use_case: str, service: str) -> None:
+        """Open the tables behind a service as it is declared now.
+
+        Raises:
+            NotFoundError: no such use case or service, or a feature table was never built.
+            UserError: events were added to a table after the features were built from it.
+        """
+        self._settings = settings
+        objects = load_feature_objects(settings, use_case)
+        self._join = ServiceJoin(objects, objects.service(service))
+        self._store = open_store(settings)
+        self._fields = request_fields(objects, service)
+        self.service = service
+        self.feature_names = self._join.feature_names
+        self.table_versions = self._join.source_versions(settings)
+        self.ttl_us = {
+            name: view.ttl // timedelta(microseconds=1) if view.ttl else None
+            for name, view in objects.views.items()
+        }
+        self.views_of = origins(objects, service)
+        self._tables = {
+            name: table
+            for name, table in load_feature_tables(settings, use_case).items()
+            if name in self.table_versions
+        }
+        self._table_of = {
+            name: getattr(view.batch_source, "table", None) for name, view in objects.views.items()
+        }
+        for source in {table.source for table in self._tables.values()}:
+            self._join.check_built(settings, PinnedRows(settings, source, None))
+
+    def check_served(self, features: str, views: str) -> None:
+        """See that the service still gives the features that were logged, from the same views.
+
+        Raises:
+            DeclarationError: it was changed since.
+        """
+        wanted = {view for used in self.views_of.values() for view in used}
+        if json.loads(features) != list(self.feature_names) or not wanted <= {*json.loads(views)}:
+            raise DeclarationError(
+                f"predictions were served from {features} of {views}, and the feature service "
+                f"{self.service} now gives {', '.join(self.feature_names)}",
+                next_step="look at later predictions with --since; declare a new service for a new "
+                "model, and leave the old one as it is",
+            )
+
+    def has_same_tables(self) -> bool:
+        """Whether no table behind the service got a new version meanwhile."""
+        return self._join.source_versions(self._settings) == self.table_versions
+
+    def stored_features(self, sides: Mapping[str, ViewSide]) -> dict[str, StoredFeature]:
+        """Say of each feature that is stored itself which column of which table it is."""
+        return {
+            feature: StoredFeature(
+                view=side.name,
+                column=side.features[feature],
+                keys=dict(zip(side.source_keys, side.join_keys, strict=True)),
+                table=self._tables.get(self._table_of[side.name] or ""),
+            )
+            for side in sides.values()
+            for feature in side.features
+            if feature in self.feature_names
+        }
+
+    def read(self, predictions: pl.DataFrame) -> tuple[Recomputed, dict[str, StoredFeature]]:
+        """Join the predictions' requests to the tables as of their times.
+
+        Args:
+            predictions: rows of the table of predictions, all of this service.
+        """
+        requests = self._requests(predictions["request"])
+        frame = requests.with_columns(predictions["as_of"].alias(AS_OF))
+        checked = self._join.plan(self._store, frame.schema, AS_OF)
+        told = [
+            dataclasses.replace(
+                side, features={**side.features, f"{_ROW_TIME}{side.name}": side.event_time}
+            )
+            for side in checked.views
+        ]
+        plan = dataclasses.replace(checked, views=tuple(told))
+        joined = execute_in_one_task(plan, frame.select(plan.labels.names()))
+        found = self._join.complete(frame, joined)
+        columns = [found[n].cast(pl.Float64).fill_null(np.nan) for n in self.feature_names]
+        recomputed = Recomputed(
+            values=np.column_stack([column.to_numpy() for column in columns]),
+            row_us={view.name: _micros(joined[f"{_ROW_TIME}{view.name}"]) for view in told},
+            requests=requests,
+        )
+        return recomputed, self.stored_features({side.name: side for side in checked.views})
+
+    def _requests(self, texts: pl.Series) -> pl.DataFrame:
+        rows = [orjson.loads(text) for text in texts]
+        columns: dict[str, Any] = {}
+        for field in self._fields:
+            given = [row[field.name] for row in rows]
+            if field.dtype == "timestamp":
+                column = pl.Series(given, dtype=pl.String).str.to_datetime(
+                    "%+", time_unit="us", time_zone="UTC"
+                )
+            else:
+                column = pl.Series(given, dtype=_TYPES[field.dtype])
+            columns[field.name] = column
+        return pl.DataFrame(columns)
+
+
+def _micros(times: pl.Series) -> NDArray[np.int64]:
+    # In microseconds whatever the table's precision is; a null is no row.
+    return times.dt.epoch("us").fill_null(NO_EVENT_US).to_numpy()
