@@ -79,7 +79,7 @@ def set_aside(
 ) -> pl.DataFrame:
     """Give the bad rows of kept events that break a rule which the contract does not know."""
     block = RawBlock(0, {s.name: s for s in rows}, rows.height)
-    texts = [block.texts(column, range(rows.height)) for column in columns]
+    texts = [block.texts(column, range(rows.height)) for column in columns or ("*",)]
     return pl.DataFrame(
         {
             "row": rows[ROW],

@@ -26,9 +26,6 @@ _LOG_PAGES = 8_000
 class StateStore(Protocol):
     """Bytes under keys, in the online store."""
 
-    unavailable: tuple[type[Exception], ...]
-    """What is raised while the store does not answer; the same call may work later."""
-
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Give the value under each key; None where there is none."""
 
@@ -47,15 +44,24 @@ class StateStore(Protocol):
 
 def open_states(config: RepoConfig) -> StateStore:
     """Open the online store of the configuration for states."""
-    if hasattr(config.online_store, "connection_string"):
-        return RedisStates(config)
-    return SqliteStates(config)
+    return RedisStates(config) if _is_redis(config) else SqliteStates(config)
+
+
+def unavailable_errors(config: RepoConfig) -> tuple[type[Exception], ...]:
+    """What is raised while the store does not answer; the same call may work later."""
+    if not _is_redis(config):
+        return (sqlite3.OperationalError,)
+    from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+
+    return BusyLoadingError, ConnectionError, TimeoutError
+
+
+def _is_redis(config: RepoConfig) -> bool:
+    return hasattr(config.online_store, "connection_string")
 
 
 class SqliteStates:
     """States in a table of the online store's file."""
-
-    unavailable: tuple[type[Exception], ...] = (sqlite3.OperationalError,)
 
     def __init__(self, config: RepoConfig) -> None:
         self._connection = open_file(config)
@@ -103,13 +109,7 @@ class RedisStates:
 
     def __init__(self, config: RepoConfig) -> None:
         from feast.infra.online_stores.redis import RedisOnlineStore
-        from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 
-        self.unavailable: tuple[type[Exception], ...] = (
-            BusyLoadingError,
-            ConnectionError,
-            TimeoutError,
-        )
         self._client: Any = RedisOnlineStore()._get_client(config.online_store)
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
