@@ -49,8 +49,8 @@ def options(
 
 
 _MODULES = (
-    "cluster", "init", "sample", "data", "features", "feature_study", "training_sets", "audit", "train", "models",
-    "serve", "score",
+    "cluster", "init", "sample", "data", "features", "feature_study", "training_sets", "stream",
+    "audit", "train", "models", "serve", "score",
 )  # fmt: skip
 for _name in _MODULES:
     importlib.import_module(f"penstock.cli.{_name}").register(app)

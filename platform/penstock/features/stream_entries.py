@@ -226,7 +226,7 @@ def decode(layout: Layout, blobs: Sequence[bytes | None], generation: int) -> De
         if form != _FORMAT or start > len(blob) or (len(blob) - start) % size:
             raise IntegrityError(
                 f"the online store holds {len(blob)} bytes for an entity that are no state",
-                next_step="run `penstock features stream` with --rebuild",
+                next_step="run `penstock features stream` once with --rebuild",
             )
         if of_generation != generation:
             continue

@@ -63,6 +63,7 @@ def run(
     *,
     until_idle_s: float | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    rebuild: bool = False,
     progress: Progress = silent,
 ) -> StreamReport:
     """Read events until told to stop; then all that was read is in the table.
@@ -72,7 +73,8 @@ def run(
         stream: the declaration.
         open_source: makes the source; once more after the online store was away.
         until_idle_s: end after so long without an event; None: never.
-        should_stop: asked after each poll.
+        should_stop: asked before each poll.
+        rebuild: make states and rows again first, whatever they are.
         progress: hears how it is going.
 
     Raises:
@@ -93,8 +95,8 @@ def run(
             session = None
             try:
                 session = Session(settings, stream, contract, store, targets, meter, progress)
-                session.start(open_source())
-                silent_since_s = None
+                session.start(open_source(), rebuild=rebuild)
+                silent_since_s, rebuild = None, False
                 session.loop(until_idle_s, should_stop)
                 return session.report()
             except unavailable as error:
@@ -164,7 +166,7 @@ class Session:
         self._due_s = self._idle_since_s = time.monotonic()
         self._is_closing = False
 
-    def start(self, source: EventSource) -> None:
+    def start(self, source: EventSource, *, rebuild: bool = False) -> None:
         """Bring the online store and the table together, and open the source there."""
         landed = self._table.landed()
         marker = self._notes.read("marker")
@@ -172,6 +174,8 @@ class Session:
             marker["version"], max_flush=landed.flush
         )
         reason = why_rebuild(marker, self._targets.digest, landed, is_ours=is_ours)
+        if rebuild:
+            reason = "asked for"
         self._table.clear()
         self._flush_number = landed.flush
         self._version = landed.version
