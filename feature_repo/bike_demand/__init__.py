@@ -1,0 +1,1 @@
+"""The use case bike_demand: how many bikes stand at a station of a bike share."""
