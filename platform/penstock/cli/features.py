@@ -93,7 +93,7 @@ def materialize_command(
     settings = load_settings()
     arguments = [use_case]
     if until is not None:
-        arguments += ["--until", _iso_time(until)]
+        arguments += ["--until", iso_time(until, option="--until")]
     # A wrong name is told before a job is started for it.
     use_case_folder(settings, use_case)
     result = run_job(settings, "materialize", arguments)
@@ -132,7 +132,12 @@ def explain(use_case: UseCase, as_json: JsonFlag = False) -> None:
     emit(found, as_json=as_json, render=lambda console: _render_explanation(console, found))
 
 
-def _iso_time(text: str) -> str:
+def iso_time(text: str, *, option: str) -> str:
+    """Take a time that was typed.
+
+    Raises:
+        UserError: it is none.
+    """
     from datetime import datetime
 
     from penstock.errors import UserError
@@ -141,7 +146,7 @@ def _iso_time(text: str) -> str:
         return datetime.fromisoformat(text).isoformat()
     except ValueError:
         raise UserError(
-            f"--until is {text!r}", allowed="an ISO 8601 time, for example 2018-08-15T00:00:00"
+            f"{option} is {text!r}", allowed="an ISO 8601 time, for example 2018-08-15T00:00:00"
         ) from None
 
 

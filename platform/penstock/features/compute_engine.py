@@ -25,7 +25,7 @@ from feast.infra.common.retrieval_task import HistoricalRetrievalTask
 from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
-from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _convert_arrow_to_proto
 
 from penstock.features.distributed_join import runner

@@ -5,12 +5,11 @@ the same question asked twice has one answer on disk, and an id says all about a
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -36,11 +35,7 @@ from penstock.progress import Progress, silent
 from penstock.records import Record
 from penstock.settings import Settings, load_settings
 
-if TYPE_CHECKING:
-    import ray.data
-
 _RECORD_FILE = "training_set.json"
-_FILE = "file"
 _ROWS_PER_GROUP = 1 << 18
 _ROWS_PER_FILE = 1 << 20
 _ATTEMPTS = 3
@@ -207,52 +202,43 @@ def read_training_set(training_set: TrainingSet) -> pl.DataFrame:
     Raises:
         IntegrityError: a file is gone, damaged, or not the one that was written.
     """
-    folder = Path(training_set.path)
-    try:
-        data = pl.concat([_read_file(file) for file in _files(folder)])
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise _damaged(training_set, str(error)) from error
+    parts = [pl.from_arrow(read_file(training_set, file)) for file in files_of(training_set)]
+    data = pl.concat([pl.DataFrame(part) for part in parts])
     if data.height != training_set.num_rows:
-        raise _damaged(training_set, f"{data.height:,} of {training_set.num_rows:,} rows are there")
+        raise damaged(training_set, f"{data.height:,} of {training_set.num_rows:,} rows are there")
     return data
 
 
-def training_dataset(training_set: TrainingSet) -> "ray.data.Dataset":
-    """Give the rows as a Ray Dataset: each file is read by the worker that takes it.
-
-    For sets that no single process holds. Page checksums are verified; the rows' order is Ray
-    Data's, the files' own unless its context says otherwise.
+def files_of(training_set: TrainingSet) -> list[Path]:
+    """Name the files that hold the rows, in the rows' order.
 
     Raises:
-        IntegrityError: when it is consumed, for a file that is damaged.
+        IntegrityError: there is none.
     """
-    import ray.data
-
-    files = [{_FILE: str(file)} for file in _files(Path(training_set.path))]
+    files = _files(Path(training_set.path))
     if not files:
-        raise _damaged(training_set, "it has no files")
-    return ray.data.from_items(files, override_num_blocks=len(files)).map_batches(
-        partial(_read_block, training_set), batch_size=1, batch_format="pyarrow"
-    )
+        raise damaged(training_set, "it has no files")
+    return files
 
 
-def _read_block(training_set: TrainingSet, block: pa.Table) -> Iterator[pa.Table]:
-    for file in block.column(_FILE).to_pylist():
-        try:
-            yield pq.read_table(file, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(training_set, str(error)) from error
+def read_file(training_set: TrainingSet, file: Path) -> pa.Table:
+    """Read one file of a set; page checksums are verified.
+
+    Raises:
+        IntegrityError: it is gone or damaged.
+    """
+    try:
+        return pq.read_table(file, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise damaged(training_set, str(error)) from error
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("data-*.parquet"))
 
 
-def _read_file(file: Path) -> pl.DataFrame:
-    return pl.DataFrame(pl.from_arrow(pq.read_table(file, page_checksum_verification=True)))
-
-
-def _damaged(training_set: TrainingSet, what: str) -> IntegrityError:
+def damaged(training_set: TrainingSet, what: str) -> IntegrityError:
+    """Say that a set is not what was written, and what to do."""
     return IntegrityError(
         f"the training set {training_set.id[:12]} cannot be read from {training_set.path}: {what}",
         next_step=f"remove {training_set.path} and build it again",
@@ -363,12 +349,9 @@ def _keep(
     made = TrainingSet(id=set_id, num_rows=num_rows, path=str(folder), **facts)
     with exclusive(root / ".locks" / set_id, what=f"training set {set_id[:12]}", wait_s=600):
         if folder.exists():
-            try:
-                stored = [content_digest(_read_file(file)) for file in _files(folder)]
-            except (OSError, pa.ArrowException) as error:
-                raise _damaged(made, str(error)) from error
-            if stored != list(digests):
-                raise _damaged(made, "it is not what was written")
+            found = [pl.from_arrow(read_file(made, file)) for file in _files(folder)]
+            if [content_digest(pl.DataFrame(part)) for part in found] != list(digests):
+                raise damaged(made, "it is not what was written")
             return made
         (unfinished / _RECORD_FILE).write_bytes(orjson.dumps(made.model_dump(mode="json")))
         unfinished.rename(folder)
