@@ -4,6 +4,7 @@ import argparse
 import signal
 
 from penstock.cluster.job import job
+from penstock.data.events import Push
 from penstock.data.events.opening import choose_sources, open_source
 from penstock.features.stream_declarations import get_stream
 
@@ -20,12 +21,16 @@ def main() -> None:
     with job("stream") as running:
         # Here, not above: Feast takes seconds, and a wrong argument is told before.
         from penstock.features.streaming import run
+        from penstock.serving import server
 
         settings = running.settings
         stream = get_stream(settings, given.use_case, given.table)
         chosen, left_out = choose_sources(settings, stream.sources, given.source)
         for why in left_out:
             print(f"left out: {why}")
+        if any(isinstance(source, Push) for source in chosen):
+            # The route for pushes knows the tables that were declared when it was started.
+            server.start(settings)
         stops: list[int] = []
         # To stop is how a stream ends: what was read is brought into the table first.
         for number in (signal.SIGTERM, signal.SIGINT):
