@@ -1,7 +1,10 @@
 """A run of card_fraud on made-up payments, fitted without Ray: small, and real all the same."""
 
+import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +19,9 @@ from payments import (
     settings_in,
 )
 from penstock.settings import Settings
+
+if TYPE_CHECKING:
+    from penstock.registry.versions import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -94,3 +100,33 @@ def train_small(settings: Settings, run_id: str, *, num_days: int = 60) -> Small
         },
     )
     return SmallRun(run_id, model.name, made.id, str(folder))
+
+
+def seal_as(settings: Settings, run: SmallRun, model: str, **serving: Any) -> "ModelVersion":
+    """Seal the run as version 1 of a model of another name, which the run's one Ray has not yet."""
+    from penstock.registry.package import read_bundle, seal
+    from penstock.registry.versions import ModelVersion, VersionFacts
+
+    bundle = Path(run.bundle_path)
+    signature = json.loads((bundle / "signature.json").read_text())
+    signature |= {"model": model}
+    signature["serving"] |= serving
+    (bundle / "signature.json").write_text(json.dumps(signature))
+    folder = settings.models_path / model / "1"
+    manifest = seal(read_bundle(bundle, model=model), folder, settings, version=1, card="# Test")
+    return ModelVersion(
+        name=model,
+        version=1,
+        run_id=run.run_id,
+        path=str(folder),
+        created=datetime.now(UTC),
+        facts=VersionFacts(
+            digest=manifest.digest,
+            use_case=USE_CASE,
+            estimator="logistic_regression",
+            training_set_id=run.training_set_id,
+            metrics={},
+            agreement_rows=0,
+            agreement_max_difference=0.0,
+        ),
+    )

@@ -8,8 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,11 +15,9 @@ from hypothesis import strategies as st
 
 from payments import end_of_day
 from penstock.cluster.local import LocalCluster, state_path
-from penstock.registry.package import read_bundle, seal
-from penstock.registry.versions import ModelVersion, VersionFacts
 from penstock.serving.deploy import Deployment, deploy, undeploy
 from projects import Project
-from small_model import prepare, train_small
+from small_model import prepare, seal_as, train_small
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -107,34 +103,15 @@ def server(
     mine = prepare(storage)
     shutil.copy(state_path(project.settings), state_path(mine))
     materialize(mine, "card_fraud", until=end_of_day(60))
-    bundle = Path(train_small(mine, "run-1").bundle_path)
-    signature = json.loads((bundle / "signature.json").read_text())
-    signature |= {"model": MODEL}
-    signature["serving"] |= {
-        "max_requests_in_flight": MAX_IN_FLIGHT,
+    version = seal_as(
+        mine,
+        train_small(mine, "run-1"),
+        MODEL,
+        max_requests_in_flight=MAX_IN_FLIGHT,
         # Long enough that requests pile up when the test wants them to.
-        "batch_wait_s": 0.05,
-        "max_batch_size": 64,
-        "max_rows_per_request": 100,
-    }
-    (bundle / "signature.json").write_text(json.dumps(signature))
-    folder = mine.models_path / MODEL / "1"
-    manifest = seal(read_bundle(bundle, model=MODEL), folder, mine, version=1, card="# Requests")
-    version = ModelVersion(
-        name=MODEL,
-        version=1,
-        run_id="run-1",
-        path=str(folder),
-        created=datetime.now(UTC),
-        facts=VersionFacts(
-            digest=manifest.digest,
-            use_case="card_fraud",
-            estimator="logistic_regression",
-            training_set_id="t",
-            metrics={},
-            agreement_rows=0,
-            agreement_max_difference=0.0,
-        ),
+        batch_wait_s=0.05,
+        max_batch_size=64,
+        max_rows_per_request=100,
     )
     try:
         deployment = deploy(mine, version, report=lambda _: None)

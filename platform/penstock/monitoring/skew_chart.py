@@ -26,12 +26,14 @@ def draw(report: AuditReport) -> bytes:
     figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
     FigureCanvasAgg(figure)
     plot = figure.add_subplot()
-    names = [feature.feature for feature in features]
+    # By place: two services may have features of one name.
+    places = range(len(features))
     left = [0.0] * len(features)
     for reason in REASONS:
         widths = [100 * f.num_by_reason.get(reason, 0) / f.num_cells for f in features]
-        plot.barh(names, widths, left=left, color=_COLOURS[reason], label=reason)
+        plot.barh(places, widths, left=left, color=_COLOURS[reason], label=reason)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    plot.set_yticks(places, [feature.feature for feature in features])
     plot.set_title(
         f"{report.use_case}: {report.num_predictions:,} predictions served, "
         "beside what training would see"
