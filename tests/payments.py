@@ -48,6 +48,14 @@ def make_payments(num_payments: int = 3_000, *, seed: int = 1) -> pl.DataFrame:
     )
 
 
+def payments_before_the_test() -> pl.DataFrame:
+    """Sixty days that end with the declared model's test; only the amount decides on fraud."""
+    return make_payments(4_000).with_columns(
+        TX_DATETIME=pl.col("TX_DATETIME") - (FIRST_DAY - datetime(2018, 6, 16, tzinfo=UTC)),
+        TX_FRAUD=(pl.col("TX_AMOUNT") > 120).cast(pl.Int64),
+    )
+
+
 def commit_payments(settings: Settings, payments: pl.DataFrame) -> None:
     tables.commit(
         settings,

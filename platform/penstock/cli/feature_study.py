@@ -1,7 +1,8 @@
 """`penstock features profile` and `select`: know the features before a model is made of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,7 @@ _SPARK_WIDTH = 16
 def register(_app: typer.Typer) -> None:
     """Add the commands to `features`."""
     features_app.command("profile")(profile)
+    features_app.command("select")(select)
 
 
 def profile(
@@ -73,6 +75,101 @@ def profile(
             console.print(f"written: {out}", highlight=False, soft_wrap=True)
 
     emit(found, as_json=as_json, render=render)
+
+
+def select(
+    use_case: UseCase,
+    folds: Annotated[int, typer.Option(min=2, help="How many folds of time.")] = 5,
+    top: Annotated[int | None, typer.Option(min=1, help="Keep at most so many features.")] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(help="The service with the candidates; the model's own by default."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides every draw.")] = 0,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Write the suggested service here, as Python; outside the feature repo."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Rank the model's features over folds of time before its test, and suggest a service.
+
+    Nothing that is declared changes. A Ray job; the folds run side by side.
+    """
+    from penstock.cluster.jobs import run_job
+    from penstock.features.declarations import load_feature_objects
+    from penstock.features.suggested_service import check_target
+    from penstock.files import write_whole
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+
+    settings = load_settings()
+    # What is wrong with the question is told before a job is started for it.
+    model = load_model(settings, use_case)
+    load_feature_objects(settings, use_case).service(service or model.feature_service)
+    if write is not None:
+        check_target(settings, write)
+    arguments = [use_case, "--folds", str(folds), "--seed", str(seed)]
+    if top is not None:
+        arguments += ["--top", str(top)]
+    if service is not None:
+        arguments += ["--service", service]
+    found = run_job(settings, "select_features", arguments)
+    if write is not None:
+        write_whole(write, found["suggestion"].encode())
+
+    def render(console: "Console") -> None:
+        _render_selection(console, found)
+        if write is not None:
+            console.print(f"written: {write}", highlight=False, soft_wrap=True)
+
+    emit(found, as_json=as_json, render=render)
+
+
+def _render_selection(console: "Console", found: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    grid = Table(box=None, header_style="bold")
+    grid.add_column("feature", overflow="fold", min_width=20)
+    for heading in ("importance", "low", "high", "beats noise", "information", "low", "high"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    grid.add_column("", no_wrap=True)
+    num_folds = len(found["folds"])
+    for feature in found["features"]:
+        measured, told = feature["importance"], feature["mutual_information"]
+        grid.add_row(
+            feature["name"],
+            *(f"{measured[part]:.4f}" if measured else "" for part in ("mean", "low", "high")),
+            f"{feature['num_folds_above_noise']} of {num_folds}" if measured else "",
+            *(f"{told[part]:.4f}" for part in ("mean", "low", "high")),
+            "kept" if feature["is_kept"] else "redundant" if feature["redundant_with"] else "",
+        )
+    console.print(grid)
+    noise = found["noise"]
+    console.print(
+        f"importance: by how much {found['metric']} worsens when the feature is shuffled; noise "
+        f"reaches {noise['mean']:.4f} ({noise['low']:.4f} to {noise['high']:.4f})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for pair in found["redundant_pairs"]:
+        console.print(
+            f"redundant: {pair['first']} and {pair['second']}, rank correlation "
+            f"{pair['rank_correlation']:.3f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    first, last = found["folds"][0]["train_start"][:10], found["folds"][-1]["test_end"][:10]
+    scores = ", ".join(f"{fold['score']:.3f}" for fold in found["folds"])
+    console.print(
+        f"{num_folds} {found['kind_of_folds']} folds from {first} to {last}; scores {scores}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for reason in found["folds_left_out"]:
+        console.print(f"left out: {reason}", markup=False, soft_wrap=True)
+    num_kept = sum(feature["is_kept"] for feature in found["features"])
+    console.print(f"{num_kept} of {len(found['features'])} kept. {found['rule']}", soft_wrap=True)
 
 
 def _render_profile(console: "Console", found: "TableProfile") -> None:

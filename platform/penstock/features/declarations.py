@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
 
 # In the order in which one builds on the other; a use case need not have all of them.
-_FEATURE_MODULES = ("entities", "transforms", "views", "services")
+FEATURE_MODULES = ("entities", "transforms", "views", "services")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def load_feature_objects(settings: Settings, use_case: str) -> FeatureObjects:
         kind: {} for kind in (Entity, FeatureView, OnDemandFeatureView, FeatureService)
     }
     folder = settings.feature_repo_path / use_case
-    present = [name for name in _FEATURE_MODULES if (folder / f"{name}.py").is_file()]
+    present = [name for name in FEATURE_MODULES if (folder / f"{name}.py").is_file()]
     for module_name in present or ["views"]:
         module = import_declarations(settings, use_case, module_name)
         for kind, by_name in found.items():

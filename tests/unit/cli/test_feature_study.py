@@ -1,11 +1,17 @@
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
 
-from payments import build_features, settings_in
+from payments import build_features, commit_payments, payments_before_the_test, settings_in
 from penstock.cli.feature_study import sparkline
 from penstock.cli.main import app
+from penstock.cluster import local
+from penstock.errors import NotFoundError, UserError
+from penstock.features.build import build
+from penstock.features.store import apply
+from projects import Project
 from real_data import REPO_ROOT
 
 TABLE = "card_fraud.terminal_windows"
@@ -46,6 +52,35 @@ class TestProfile:
         [found] = json.loads(run("profile", "card_fraud", "--table", TABLE, "--json"))
         assert found["table"]["version"] == 0
         assert {column["has_moved"] for column in found["columns"]} == {False}
+
+
+class TestSelect:
+    def test_what_is_wrong_is_told_before_a_job_starts(self, run, tmp_path):
+        with pytest.raises(NotFoundError, match="feature service"):
+            run("select", "card_fraud", "--service", "card_fraud_v9")
+        inside = REPO_ROOT / "feature_repo" / "card_fraud" / "suggested.py"
+        with pytest.raises(UserError, match="feast apply"):
+            run("select", "card_fraud", "--write", str(inside))
+        assert not inside.exists()
+
+    @pytest.mark.ray
+    @pytest.mark.slow
+    def test_its_job_ranks_the_features_and_the_command_writes_the_suggestion(
+        self, tmp_path, project, ray_cluster
+    ):
+        # A storage of its own, and in it what says where the shared Ray is.
+        own = Project(storage=tmp_path / "storage")
+        own.storage.mkdir()
+        shutil.copy(local.state_path(project.settings), local.state_path(own.settings))
+        commit_payments(own.settings, payments_before_the_test())
+        build(own.settings, "card_fraud")
+        apply(own.settings)
+        out = tmp_path / "suggested.py"
+        asked = ("features", "select", "card_fraud", "--folds", "2", "--write", str(out))
+        done = own.must(*asked)
+        assert done.stdout.splitlines()[1].split()[0] == "TX_AMOUNT"
+        assert f"written: {out}" in done.stdout
+        assert "FeatureService(" in out.read_text()
 
 
 class TestSparkline:
