@@ -95,14 +95,19 @@ class StreamTable:
         return NO_VERSION if version is None else version
 
     def is_ours(self, after: int, *, max_flush: int) -> bool:
-        """Whether all versions after one are flushes of streams, or change no row."""
+        """Whether all versions after one are flushes whose rows were counted, no more and no less.
+
+        What changes no row is passed over.
+        """
         num_versions = self.version() - after
         if not 0 < num_versions <= _MAX_VERSIONS_TO_READ:
             return num_versions == 0
         for version in self._folder.history(limit=num_versions):
             note = version.metadata.get(STREAM)
-            is_flush = note is not None and orjson.loads(note)["flush"] <= max_flush
-            if not is_flush and version.operation not in _NO_CHANGE:
+            if note is None and version.operation not in _NO_CHANGE:
+                return False
+            found = orjson.loads(note) if note is not None else {"flush": 0, "again": 0}
+            if found["flush"] > max_flush or found["again"]:
                 return False
         return True
 
@@ -141,6 +146,7 @@ class StreamTable:
                 "read": pending.num_read,
                 "kept": kept.height,
                 "quarantined": bad.height,
+                "again": again.height,
             }
             version = self._commit(kept.select(list(self._table.columns)), transactions, note)
         flushed = Flushed(
