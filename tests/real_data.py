@@ -23,3 +23,8 @@ def card_fraud_files(*months: str) -> list[Path]:
 def reference_features() -> list[Path]:
     """The 14 derived features as their authors published them, July and August."""
     return sorted(_need(DATA / "card_fraud" / "reference_features").glob("*.parquet"))
+
+
+def bike_readings() -> Path:
+    """The published readings of five bike-share stations."""
+    return _need(DATA / "toulouse_bikes") / "toulouse_bikes.parquet"

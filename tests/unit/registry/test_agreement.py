@@ -34,6 +34,41 @@ def test_one_row_that_differs_is_enough():
         check_agreement(native, logistic_graph(), ROWS)
 
 
+def scaled(factor: float, shift: float = 0.0) -> bytes:
+    """The graph with its score made a number of another size, in float32."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load_from_string(logistic_graph())
+    model.graph.node[-1].output[0] = "probability"
+    for name, value in (("factor", factor), ("shift", shift)):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    model.graph.node.append(helper.make_node("Mul", ["probability", "factor"], ["product2"]))
+    model.graph.node.append(helper.make_node("Add", ["product2", "shift"], ["score"]))
+    return model.SerializeToString()
+
+
+def test_large_numbers_may_differ_in_the_digits_that_float32_has_not():
+    agreement = check_agreement(lambda rows: 1e6 * native_score(rows), scaled(1e6), ROWS)
+    assert agreement.max_abs_difference > TOLERANCE
+    assert TOLERANCE < agreement.tolerance <= 1e6 * TOLERANCE
+
+
+def test_large_numbers_that_drifted_are_refused():
+    with pytest.raises(GateRefusedError, match="disagree"):
+        check_agreement(lambda rows: 1e6 * native_score(rows), scaled(1e6, shift=100.0), ROWS)
+
+
+def test_one_giant_does_not_make_the_others_free():
+    def native(rows: np.ndarray) -> np.ndarray:
+        scores = native_score(rows)
+        scores[7] = 1e9
+        return scores
+
+    with pytest.raises(GateRefusedError, match="disagree on 1 of"):
+        check_agreement(native, logistic_graph(), ROWS)
+
+
 def test_scores_that_are_not_finite_are_refused():
     def native(rows: np.ndarray) -> np.ndarray:
         return np.full(len(rows), np.nan)

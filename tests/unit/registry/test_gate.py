@@ -64,6 +64,20 @@ class TestDecide:
         assert not decision.passed
         assert "not plausible" in decision.reason
 
+    def test_an_error_too_small_to_be_true_is_a_leak(self):
+        alarm = LeakAlarm(metric="mean_absolute_error", min_plausible=1.5)
+        policy = GatePolicy(metric="mean_absolute_error")
+        for error, passed in ((1.5, True), (1.49, False)):
+            decision = gate.decide(
+                None,
+                {"mean_absolute_error": error},
+                policy,
+                higher_is_better=False,
+                leak_alarm=alarm,
+            )
+            assert decision.passed is passed
+        assert "at least 1.5" in decision.reason
+
     def test_the_evidence_of_every_rule_is_kept(self):
         policy = GatePolicy(
             metric="average_precision", bounds=(MetricBound(metric="roc_auc", at_least=0.8),)

@@ -12,8 +12,11 @@ from penstock.training.declarations import (
     LeakAlarm,
     LogisticRegression,
     LogLoss,
+    MeanAbsoluteError,
     Model,
+    Ridge,
     RocAuc,
+    ServingPolicy,
     TimeSplit,
     TopGroupsPrecision,
     TorchModule,
@@ -39,6 +42,14 @@ MODEL = {
     "metrics": (RocAuc(), TopGroupsPrecision(name="stations_at_5", group="STATION", k=5)),
     "primary_metric": "roc_auc",
     "gate": GatePolicy(metric="roc_auc"),
+}
+
+
+NUMBERS = MODEL | {
+    "estimators": {"linear": Ridge(), "boosted": XGBoost(loss="absolute_error")},
+    "metrics": (MeanAbsoluteError(),),
+    "primary_metric": "mean_absolute_error",
+    "gate": GatePolicy(metric="mean_absolute_error"),
 }
 
 
@@ -97,6 +108,42 @@ class TestModel:
         alarm = LeakAlarm(metric="log_loss", max_plausible=0.7)
         with pytest.raises(ValidationError, match="lower is better"):
             Model(**MODEL | {"metrics": (RocAuc(), LogLoss()), "leak_alarm": alarm})
+
+    def test_where_lower_is_better_the_leak_alarm_has_a_minimum(self):
+        alarm = LeakAlarm(metric="mean_absolute_error", min_plausible=1.5)
+        model = Model(**NUMBERS | {"leak_alarm": alarm})
+        assert [model.leak_alarm.is_plausible(value) for value in (1.4, 1.5, 9)] == [0, 1, 1]
+        with pytest.raises(ValidationError, match="higher is better"):
+            Model(**MODEL | {"leak_alarm": LeakAlarm(metric="roc_auc", min_plausible=0.5)})
+
+    @pytest.mark.parametrize("sides", [{}, {"max_plausible": 1.0, "min_plausible": 0.5}])
+    def test_a_leak_alarm_has_one_side(self, sides):
+        with pytest.raises(ValidationError, match="one of them"):
+            LeakAlarm(metric="roc_auc", **sides)
+
+    def test_its_task_is_that_of_its_estimators_and_metrics(self):
+        assert (Model(**MODEL).task, Model(**NUMBERS).task) == ("binary", "regression")
+
+    @pytest.mark.parametrize(
+        ("changed", "words"),
+        [
+            ({"estimators": {"linear": Ridge(), "boosted": XGBoost()}}, "of different kinds"),
+            ({"metrics": (MeanAbsoluteError(), RocAuc())}, "the metric roc_auc is for binary"),
+            (
+                {"split": TimeSplit(**SPLIT, drop_known_positive_groups="STATION")},
+                "has no positives",
+            ),
+        ],
+    )
+    def test_what_is_for_classes_has_no_place_beside_numbers(self, changed, words):
+        with pytest.raises(ValidationError, match=words):
+            Model(**NUMBERS | changed)
+
+    def test_a_threshold_is_a_probability_or_for_a_number_any(self):
+        beyond = {"serving": ServingPolicy(decision_threshold=30)}
+        assert Model(**NUMBERS | beyond).serving.decision_threshold == 30
+        with pytest.raises(ValidationError, match="no probability"):
+            Model(**MODEL | beyond)
 
     def test_an_unknown_field_is_refused(self):
         with pytest.raises(ValidationError, match="learning_rat"):

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import TrainingDataError
-from penstock.training.declarations import CalibrationError, RocAuc
+from penstock.training.declarations import (
+    R2,
+    CalibrationError,
+    MeanAbsoluteError,
+    RocAuc,
+    RootMeanSquaredError,
+)
 from penstock.training.metrics import (
     calibration_bins,
     curves,
@@ -108,6 +114,20 @@ class TestEvaluate:
     def test_a_score_that_is_no_number_is_refused(self, bad):
         with pytest.raises(TrainingDataError, match="1 of 4 scores"):
             evaluate((RocAuc(),), self.EXAMPLES, np.array([0.1, bad, 0.2, 0.8]))
+
+
+class TestNumbers:
+    def test_each_is_what_its_definition_gives(self):
+        test = Examples(
+            features=np.zeros((4, 1)), labels=np.array([1.0, 2, 3, 6]), frame=pl.DataFrame()
+        )
+        metrics = (MeanAbsoluteError(), RootMeanSquaredError(), R2())
+        found = evaluate(metrics, test, np.array([1.0, 4, 3, 2]))
+        assert found == {
+            "mean_absolute_error": pytest.approx((2 + 4) / 4),
+            "root_mean_squared_error": pytest.approx(((4 + 16) / 4) ** 0.5),
+            "r2": pytest.approx(1 - 20 / 14),
+        }
 
 
 def test_curves_run_from_corner_to_corner():

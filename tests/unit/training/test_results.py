@@ -4,8 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from penstock.training.results import collect, falls_short, to_markdown
+from penstock.settings import Settings
+from penstock.training.declarations import load_model
+from penstock.training.results import collect, falls_short, put_section, to_markdown
 from penstock.training.tracking import ESTIMATOR_TAG, FinishedRun
+from real_data import REPO_ROOT
 
 COUNTS = {
     "num_training_rows": "67240",
@@ -64,7 +67,35 @@ class TestFallsShort:
         assert found == ("log_loss",)
 
 
+class TestSections:
+    ONE, TWO = "# Results: one\n\nold\n", "# Results: two\n\n| a |\n"
+
+    def test_a_models_section_takes_the_place_of_its_former_one(self):
+        new = "# Results: one\n\nnew\n"
+        assert put_section(f"{self.ONE}\n{self.TWO}", new) == f"{new}\n{self.TWO}"
+
+    def test_a_new_one_comes_after_all_others(self):
+        assert put_section("", self.ONE) == self.ONE
+        assert put_section(self.ONE, self.TWO) == f"{self.ONE}\n{self.TWO}"
+
+    def test_a_model_whose_name_begins_alike_keeps_its_own(self):
+        other = "# Results: one_more\n\nold\n"
+        page = put_section(other, self.ONE)
+        assert page == f"{other}\n{self.ONE}"
+        assert put_section(page, self.ONE) == page
+
+
 class TestMarkdown:
+    def test_a_rolling_split_of_numbers_is_told_without_positives(self):
+        model = load_model(Settings(project_root=REPO_ROOT), "bike_demand")
+        run = finished("ridge", 1, mean_absolute_error=2.2)
+        counts = {name: number for name, number in COUNTS.items() if "positives" not in name}
+        run = run.model_copy(update={"params": counts})
+        page = to_markdown(model, collect(model, [run]))
+        assert "| ridge | 2.200 (4.020) |" in page
+        assert "(58,264 rows), labels known 30 minutes late; fitted anew for each month" in page
+        assert "positive" not in page
+
     def test_ours_stands_beside_the_published_number(self, card_fraud_model):
         found = collect(card_fraud_model, [finished("logistic_regression", 1, **good())])
         page = to_markdown(card_fraud_model, found)

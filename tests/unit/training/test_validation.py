@@ -138,6 +138,26 @@ class TestLabels:
             check_labels(frame_of(labels), label="spilled", side="training")
         assert refused.value.exit_code == 2
 
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            ([2.5, 2.5], "every label 'spilled' of the training split is 2.5"),
+            ([1.0, float("nan"), 2.0], "1 labels 'spilled' of the training split are no finite"),
+            ([1.0, float("inf")], "no finite"),
+            ([1.0, None], "1 of 2 labels"),
+            (["1", "2"], "of type String"),
+            ([], "has no rows"),
+        ],
+    )
+    def test_what_is_no_number_to_learn_from_is_refused(self, labels, words):
+        with pytest.raises(TrainingDataError, match=words):
+            check_labels(frame_of(labels), label="spilled", side="training", task="regression")
+
+    def test_numbers_stay_what_they_are(self):
+        found = check_labels(frame_of([3, -1]), label="spilled", side="test", task="regression")
+        assert found.dtype == np.float64
+        assert found.tolist() == [3.0, -1.0]
+
     def test_a_label_that_is_absent_is_refused_with_the_columns_there_are(self):
         with pytest.raises(TrainingDataError, match=r"no label column 'fraud'.*spilled"):
             check_labels(frame_of([0, 1]), label="fraud", side="training")
@@ -157,6 +177,13 @@ class TestLeak:
 
     def test_a_plausible_metric_is_none(self):
         assert suspect_leak(self.ALARM, {"average_precision": 0.75}) is None
+
+    def test_an_error_too_small_to_be_true_is_called_a_leak(self):
+        alarm = LeakAlarm(metric="mean_absolute_error", min_plausible=1.5)
+        leak = suspect_leak(alarm, {"mean_absolute_error": 0.2})
+        assert leak is not None
+        assert leak.allowed == "at least 1.5"
+        assert suspect_leak(alarm, {"mean_absolute_error": 1.5}) is None
 
     def test_without_an_alarm_nothing_is_suspected(self):
         assert suspect_leak(None, {"average_precision": 1.0}) is None
