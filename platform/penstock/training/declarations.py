@@ -33,6 +33,7 @@ from penstock.training.metric_declarations import RocAuc as RocAuc
 from penstock.training.metric_declarations import RootMeanSquaredError as RootMeanSquaredError
 from penstock.training.metric_declarations import Task as Task
 from penstock.training.metric_declarations import TopGroupsPrecision as TopGroupsPrecision
+from penstock.training.preprocessing_declarations import PreprocessingPolicy as PreprocessingPolicy
 from penstock.training.split_declarations import RollingTimeSplit as RollingTimeSplit
 from penstock.training.split_declarations import Split as Split
 from penstock.training.split_declarations import TimeSplit as TimeSplit
@@ -109,6 +110,7 @@ class Model(Record):
     """Its column: 0 or 1, or a number where the estimators are for regression."""
     feature_service: str
     split: Split
+    preprocessing: PreprocessingPolicy = PreprocessingPolicy()
     estimators: Mapping[str, Estimator]
     default_estimator: str
     metrics: tuple[Metric, ...] = (RocAuc(), AveragePrecision(), LogLoss(), BrierScore())

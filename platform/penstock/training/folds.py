@@ -105,7 +105,9 @@ def fit_folds(
                 strict=True,
             )
         )
-        scaling = preprocessing.fit(train.features, feature_names=feature_names)
+        scaling = preprocessing.fit(
+            train.features, feature_names=feature_names, policy=model.preprocessing
+        )
         started_s = time.monotonic()
         fitted = fit(number, scaling.apply(train.features), train.labels)
         fit_s += time.monotonic() - started_s

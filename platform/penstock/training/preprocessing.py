@@ -1,52 +1,159 @@
-"""Fills and scales features, fitted on the training split only, in float64."""
+"""Fills, scales, encodes and projects features, fitted on the training split only, in float64."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from penstock.errors import TrainingDataError
+from penstock.errors import TrainingDataError, unknown_name
+from penstock.training.preprocessing_declarations import PreprocessingPolicy
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """Principal components: (columns - centre) @ components."""
+
+    centre: Array
+    """[P]"""
+    components: Array
+    """[P, C], orthonormal columns, the one with the largest variance first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Per feature: a missing value becomes the mean, then (value - mean) / scale."""
+    """Per feature: a missing value becomes its fill, then (value - mean) / scale; then what else.
 
-    means: npt.NDArray[np.float64]
-    scales: npt.NDArray[np.float64]
+    The columns that come out: the features that are no codes, in their order; a flag for each
+    flagged one; a column for each code. Or, with a projection, its components.
+    """
 
-    def apply(self, features: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """Give the filled and standardised features, [n, F].
+    means: Array
+    """[F]: what is subtracted."""
+    scales: Array
+    """[F]"""
+    fills: Array | None = None
+    """[F]; None: the means."""
+    flagged: tuple[int, ...] = ()
+    """Places of the features whose absence is a column."""
+    codes: Mapping[int, Array] = field(default_factory=dict)
+    """By the place of a feature that holds codes: those that have a column."""
+    projection: Projection | None = None
+
+    @property
+    def numeric(self) -> list[int]:
+        """Places of the features that are no codes."""
+        return [place for place in range(len(self.means)) if place not in self.codes]
+
+    @property
+    def filling(self) -> Array:
+        """What each feature's missing value becomes."""
+        return self.means if self.fills is None else self.fills
+
+    @property
+    def num_columns(self) -> int:
+        """How many columns come out."""
+        if self.projection is not None:
+            return int(self.projection.components.shape[1])
+        return len(self.numeric) + len(self.flagged) + sum(map(len, self.codes.values()))
+
+    def apply(self, features: Array) -> npt.NDArray[np.float32]:
+        """Give the columns that an estimator meets, [n, P].
 
         The arithmetic is float64 and rounds to float32 once, at the end: the ONNX graph does the
         same, so that a tree meets the same number on both paths.
         """
-        filled = np.where(np.isnan(features), self.means, features)
-        scaled: npt.NDArray[np.float32] = ((filled - self.means) / self.scales).astype(np.float32)
-        return scaled
+        columns = self._columns(features)
+        if self.projection is not None:
+            columns = (columns - self.projection.centre) @ self.projection.components
+        return columns.astype(np.float32)
+
+    def _columns(self, features: Array) -> Array:
+        missing = np.isnan(features)
+        filled = np.where(missing, self.filling, features)
+        scaled: Array = (filled - self.means) / self.scales
+        if not (self.flagged or self.codes):
+            return scaled
+        parts = [scaled[:, self.numeric], missing[:, list(self.flagged)].astype(np.float64)]
+        for place, codes in self.codes.items():
+            parts.append((features[:, [place]] == codes).astype(np.float64))
+        return np.hstack(parts)
 
     def to_json(self) -> dict[str, Any]:
         """Give what JSON can hold; Python's floats survive it exactly."""
-        return {"means": self.means.tolist(), "scales": self.scales.tolist()}
+        parts: dict[str, Any] = {"means": self.means.tolist(), "scales": self.scales.tolist()}
+        if self.fills is not None:
+            parts["fills"] = self.fills.tolist()
+        if self.flagged:
+            parts["flagged"] = list(self.flagged)
+        if self.codes:
+            parts["codes"] = {str(place): codes.tolist() for place, codes in self.codes.items()}
+        if self.projection is not None:
+            parts["centre"] = self.projection.centre.tolist()
+            parts["components"] = self.projection.components.tolist()
+        return parts
 
     @classmethod
     def from_json(cls, parts: dict[str, Any]) -> "Preprocessing":
         """Read back what `to_json` gave."""
+        projection = None
+        if "components" in parts:
+            projection = Projection(
+                centre=_array(parts["centre"]), components=_array(parts["components"])
+            )
         return cls(
-            means=np.asarray(parts["means"], dtype=np.float64),
-            scales=np.asarray(parts["scales"], dtype=np.float64),
+            means=_array(parts["means"]),
+            scales=_array(parts["scales"]),
+            fills=_array(parts["fills"]) if "fills" in parts else None,
+            flagged=tuple(parts.get("flagged", ())),
+            codes={int(place): _array(codes) for place, codes in parts.get("codes", {}).items()},
+            projection=projection,
         )
 
 
-def fit(features: npt.NDArray[np.float64], *, feature_names: tuple[str, ...]) -> Preprocessing:
-    """Take each feature's mean and standard deviation over its present values.
+def fit(
+    features: Array, *, feature_names: tuple[str, ...], policy: PreprocessingPolicy | None = None
+) -> Preprocessing:
+    """Take from the training rows what the policy asks for; by default mean and deviation.
 
     Raises:
-        TrainingDataError: a feature is missing in every row, or has an infinite value.
+        NotFoundError: the policy names a feature that there is not.
+        TrainingDataError: a feature is missing in every row, or has an infinite value; or there
+            are more components than columns.
     """
-    present = ~np.isnan(features)
-    empty = _named(feature_names, ~np.any(present, axis=0, keepdims=True))
+    policy = policy or PreprocessingPolicy()
+    _check(features, feature_names, policy)
+    means, scales = _scaling(features, policy)
+    fills = _fills(features, policy)
+    lacks = np.isnan(features).any(axis=0)
+    places = [feature_names.index(name) for name in policy.categories]
+    fitted = Preprocessing(
+        means=means,
+        scales=scales,
+        fills=None if np.array_equal(fills, means) else fills,
+        flagged=tuple(np.flatnonzero(lacks).tolist()) if policy.missing_flags else (),
+        codes={place: _codes(features[:, place], policy.max_categories) for place in places},
+    )
+    if policy.num_components is None:
+        return fitted
+    return Preprocessing(
+        means=fitted.means,
+        scales=fitted.scales,
+        fills=fitted.fills,
+        flagged=fitted.flagged,
+        codes=fitted.codes,
+        projection=_principal(fitted._columns(features), policy.num_components),
+    )
+
+
+def _check(features: Array, feature_names: tuple[str, ...], policy: PreprocessingPolicy) -> None:
+    for name in policy.categories:
+        if name not in feature_names:
+            raise unknown_name("feature", name, feature_names)
+    empty = _named(feature_names, np.all(np.isnan(features), axis=0, keepdims=True))
     if empty:
         raise TrainingDataError(
             f"missing in every training row: {', '.join(empty)}",
@@ -58,10 +165,62 @@ def fit(features: npt.NDArray[np.float64], *, feature_names: tuple[str, ...]) ->
         raise TrainingDataError(
             f"infinite values in {', '.join(named)}", allowed="finite numbers, or null"
         )
-    means = np.nanmean(features, axis=0)
-    deviations = np.nanstd(features, axis=0)
+
+
+def _scaling(features: Array, policy: PreprocessingPolicy) -> tuple[Array, Array]:
+    match policy.scaling:
+        case "standard":
+            offsets, spans = np.nanmean(features, axis=0), np.nanstd(features, axis=0)
+        case "min_max":
+            offsets, spans = np.nanmin(features, axis=0), np.ptp(_filled(features), axis=0)
+        case "robust":
+            low, offsets, high = np.nanquantile(features, (0.25, 0.5, 0.75), axis=0)
+            spans = high - low
+        case "none":
+            offsets, spans = np.zeros(features.shape[1]), np.ones(features.shape[1])
     # A constant feature has nothing to scale; dividing by 1 leaves it at 0.
-    return Preprocessing(means=means, scales=np.where(deviations > 0, deviations, 1.0))
+    return offsets, np.where(spans > 0, spans, 1.0)
+
+
+def _fills(features: Array, policy: PreprocessingPolicy) -> Array:
+    match policy.imputation:
+        case "mean":
+            found = np.nanmean(features, axis=0)
+        case "median":
+            found = np.nanmedian(features, axis=0)
+        case "zero":
+            found = np.zeros(features.shape[1])
+    return np.asarray(found)
+
+
+def _filled(features: Array) -> Array:
+    return np.where(np.isnan(features), np.nanmin(features, axis=0), features)
+
+
+def _codes(column: Array, max_codes: int) -> Array:
+    """The most frequent codes, in ascending order; of equally frequent ones the smaller."""
+    found, counts = np.unique(column[~np.isnan(column)], return_counts=True)
+    return np.sort(found[np.argsort(-counts, kind="stable")[:max_codes]])
+
+
+def _principal(columns: Array, num_components: int) -> Projection:
+    if num_components > columns.shape[1]:
+        raise TrainingDataError(
+            f"{num_components} principal components of {columns.shape[1]} columns",
+            allowed=f"at most {columns.shape[1]}",
+            next_step="lower num_components in model.py",
+        )
+    centre = columns.mean(axis=0)
+    centred = columns - centre
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    components = vectors[:, ::-1][:, :num_components]
+    # A component's sign is free; its largest part is made positive, so that a fit is repeatable.
+    largest = components[np.abs(components).argmax(axis=0), np.arange(num_components)]
+    return Projection(centre=centre, components=components * np.sign(largest))
+
+
+def _array(values: Any) -> Array:
+    return np.asarray(values, dtype=np.float64)
 
 
 def _named(feature_names: tuple[str, ...], chosen: npt.NDArray[np.bool_]) -> list[str]:

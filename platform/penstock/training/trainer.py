@@ -237,6 +237,7 @@ class _Attempt:
                 "test_end": policy.test_end_utc.isoformat(),
                 "label_delay_s": policy.label_delay.total_seconds(),
                 "num_fits": len(policy.folds()),
+                **{f"preprocessing_{k}": v for k, v in self._model.preprocessing},
                 **counts.model_dump(exclude_none=True),
                 "environment_digest": environment.digest(self._packages),
             }
@@ -296,6 +297,7 @@ class _Attempt:
                 **run.model_dump(mode="json", exclude={"bundle_path"}),
                 "config": self._config.model_dump(mode="json"),
                 "split": self._model.split.model_dump(mode="json"),
+                "preprocessing": self._model.preprocessing.model_dump(mode="json"),
                 "packages": self._packages,
             },
         )

@@ -1,11 +1,13 @@
 """A bundle's graph and its native weights agree, for every family, on rows with gaps."""
 
 import sys
+import warnings
 
 import numpy as np
 import orjson
 import pytest
 import xgboost
+from sklearn.exceptions import ConvergenceWarning
 
 from penstock.errors import IntegrityError
 from penstock.scorer import load_scorer
@@ -13,6 +15,7 @@ from penstock.training import bundle, preprocessing
 from penstock.training.declarations import (
     DecisionTree,
     LogisticRegression,
+    PreprocessingPolicy,
     RandomForest,
     Ridge,
     TorchMLP,
@@ -138,6 +141,52 @@ class TestAgreement:
         predict = load_scorer((written / "model.onnx").read_bytes())
         alone = np.concatenate([predict(rows[i : i + 1]) for i in range(len(rows))])
         np.testing.assert_allclose(alone, predict(rows), rtol=1e-6, atol=1e-6)
+
+
+POLICIES = {
+    "median and flags": {"imputation": "median", "missing_flags": True},
+    "zero and smallest to largest": {"imputation": "zero", "scaling": "min_max"},
+    "robust": {"scaling": "robust"},
+    "as it comes": {"scaling": "none"},
+    "codes": {"categories": ("f4",), "max_categories": 5},
+    "nothing but codes": {"categories": NAMES, "max_categories": 4},
+    "components": {"num_components": 3},
+    "all of it": {
+        "imputation": "median",
+        "scaling": "robust",
+        "missing_flags": True,
+        "categories": ("f4",),
+        "num_components": 6,
+    },
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("config", [LogisticRegression(max_iterations=1000), DecisionTree()])
+def test_whatever_is_declared_of_the_preprocessing_the_graph_agrees(
+    synthetic, tmp_path, policy, config
+):
+    features, labels = synthetic
+    asked = PreprocessingPolicy(**POLICIES[policy])
+    # Fitted on a part: the other rows hold codes and values that it has not seen.
+    scaling = preprocessing.fit(features[:500], feature_names=NAMES, policy=asked)
+    with warnings.catch_warnings():
+        # Unscaled features keep the solver from converging; what it has found is compared.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = scikit.fit_here(config, scaling.apply(features[:500]), labels[:500])
+    graph = bundle.assemble(scaling, fitted)
+    bundle.write(
+        tmp_path / "bundle",
+        preprocessing=scaling,
+        fitted=fitted,
+        graph=graph,
+        signature={},
+        training={},
+    )
+    rows = np.concatenate([features, rows_with_gaps(features)])
+    native = bundle.load_native(tmp_path / "bundle")(rows)
+    assert np.abs(native - load_scorer(graph, num_features=len(NAMES))(rows)).max() < 1e-5
+    assert np.ptp(native) > 0.01, "the model says the same of every row: nothing was compared"
 
 
 class TestFolder:

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from penstock.errors import TrainingDataError
+from penstock.errors import NotFoundError, TrainingDataError
+from penstock.training.declarations import PreprocessingPolicy
 from penstock.training.preprocessing import Preprocessing, fit
 
 NAMES = ("a", "b")
@@ -44,8 +46,115 @@ class TestFit:
         assert fitted.apply(np.array([[1e9 + 1]])).tolist() == [[1.0]]
 
 
-def test_it_survives_json_exactly(synthetic):
+class TestScaling:
+    ROWS = np.array([[0.0], [1.0], [2.0], [3.0], [10.0]])
+
+    @pytest.mark.parametrize(
+        ("scaling", "expected"),
+        [
+            ("min_max", [0.0, 0.1, 0.2, 0.3, 1.0]),
+            ("robust", [-1.0, -0.5, 0.0, 0.5, 4.0]),
+            ("none", [0.0, 1.0, 2.0, 3.0, 10.0]),
+        ],
+    )
+    def test_each_way_is_what_it_says(self, scaling, expected):
+        fitted = fit(self.ROWS, feature_names=("a",), policy=PreprocessingPolicy(scaling=scaling))
+        np.testing.assert_allclose(fitted.apply(self.ROWS)[:, 0], expected, rtol=1e-6)
+
+    @pytest.mark.parametrize("scaling", ["standard", "min_max", "robust", "none"])
+    def test_a_constant_feature_stays_finite(self, scaling):
+        policy = PreprocessingPolicy(scaling=scaling)
+        rows = np.full((3, 1), 7.0)
+        assert np.isfinite(fit(rows, feature_names=("a",), policy=policy).apply(rows)).all()
+
+
+class TestImputation:
+    ROWS = np.array([[1.0], [2.0], [9.0], [np.nan]])
+
+    @pytest.mark.parametrize(
+        ("imputation", "fill"), [("mean", 4.0), ("median", 2.0), ("zero", 0.0)]
+    )
+    def test_a_missing_value_becomes(self, imputation, fill):
+        policy = PreprocessingPolicy(imputation=imputation, scaling="none")
+        fitted = fit(self.ROWS, feature_names=("a",), policy=policy)
+        assert fitted.apply(np.array([[np.nan]])).tolist() == [[fill]]
+
+    def test_a_flag_tells_of_absence_where_training_rows_had_it(self):
+        rows = np.array([[1.0, 5.0], [np.nan, 7.0]])
+        policy = PreprocessingPolicy(scaling="none", missing_flags=True)
+        fitted = fit(rows, feature_names=NAMES, policy=policy)
+        assert fitted.apply(np.array([[np.nan, np.nan]])).tolist() == [[1.0, 6.0, 1.0]]
+        assert fitted.apply(np.array([[3.0, 5.0]])).tolist() == [[3.0, 5.0, 0.0]]
+
+
+class TestCategories:
+    POLICY = PreprocessingPolicy(scaling="none", categories=("b",), max_categories=2)
+    ROWS = np.array(
+        [[1.0, 30.0], [2.0, 30.0], [3.0, 20.0], [4.0, 20.0], [5.0, 10.0], [6.0, np.nan]]
+    )
+
+    def test_the_most_frequent_codes_get_a_column_each(self):
+        fitted = fit(self.ROWS, feature_names=NAMES, policy=self.POLICY)
+        assert fitted.num_columns == 3
+        assert fitted.apply(self.ROWS[:3]).tolist() == [[1, 0, 1], [2, 0, 1], [3, 1, 0]]
+
+    @pytest.mark.parametrize("code", [10.0, 99.0, np.nan])
+    def test_a_rare_an_unseen_and_a_missing_code_have_none(self, code):
+        fitted = fit(self.ROWS, feature_names=NAMES, policy=self.POLICY)
+        assert fitted.apply(np.array([[1.0, code]])).tolist() == [[1.0, 0.0, 0.0]]
+
+    def test_a_feature_that_there_is_not_is_told_with_the_nearest(self):
+        policy = PreprocessingPolicy(categories=("station_cod",))
+        with pytest.raises(NotFoundError, match="did you mean 'station_code'"):
+            fit(np.zeros((2, 1)), feature_names=("station_code",), policy=policy)
+
+    def test_a_feature_named_twice_is_refused_where_it_is_declared(self):
+        with pytest.raises(ValidationError, match="names a feature twice"):
+            PreprocessingPolicy(categories=("a", "a"))
+
+
+class TestComponents:
+    def fitted(self, rows, num):
+        names = tuple(f"f{n}" for n in range(rows.shape[1]))
+        return fit(rows, feature_names=names, policy=PreprocessingPolicy(num_components=num))
+
+    def test_they_are_those_of_scikit_learn_up_to_their_sign(self):
+        from sklearn.decomposition import PCA
+
+        rows = np.random.default_rng(0).normal(size=(400, 5)) @ np.diag([5, 3, 2, 1, 0.5])
+        rows[:, 1] += rows[:, 0]
+        scaled = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+        expected = PCA(n_components=3).fit_transform(scaled)
+        got = self.fitted(rows, 3).apply(rows)
+        np.testing.assert_allclose(np.abs(got), np.abs(expected), atol=1e-5)
+
+    def test_their_signs_are_the_same_in_every_fit(self):
+        rows = np.random.default_rng(1).normal(size=(100, 4))
+        rows[:, 3] = rows[:, 0] * 2
+        largest = self.fitted(rows, 4).projection.components
+        assert (largest[np.abs(largest).argmax(axis=0), range(4)] > 0).all()
+
+    def test_more_than_columns_are_refused(self):
+        with pytest.raises(TrainingDataError, match="3 principal components of 2 columns"):
+            self.fitted(np.eye(2), 3)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        PreprocessingPolicy(),
+        PreprocessingPolicy(imputation="median", scaling="robust", missing_flags=True),
+        PreprocessingPolicy(categories=("e",), num_components=4),
+    ],
+)
+def test_it_survives_json_exactly(synthetic, policy):
     features, _ = synthetic
-    fitted = fit(features, feature_names=tuple("abcdef"))
+    fitted = fit(features, feature_names=tuple("abcdef"), policy=policy)
     read = Preprocessing.from_json(json.loads(json.dumps(fitted.to_json())))
     np.testing.assert_array_equal(read.apply(features), fitted.apply(features))
+
+
+def test_without_a_policy_it_is_stored_as_means_and_scales_alone(synthetic):
+    features, _ = synthetic
+    fitted = fit(features, feature_names=tuple("abcdef"))
+    assert fitted.to_json().keys() == {"means", "scales"}

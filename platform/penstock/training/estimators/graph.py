@@ -1,6 +1,10 @@
-"""Builds the one ONNX graph that is served: fill, standardise, estimate."""
+"""Builds the one ONNX graph that is served: fill, scale, encode, project, estimate."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
@@ -80,24 +84,67 @@ def _preprocessing_graph(
     preprocessing: Preprocessing, *, opset: int, ir_version: int
 ) -> onnx.ModelProto:
     num_features = len(preprocessing.means)
-    nodes = [
-        helper.make_node("IsNaN", [FEATURES], ["missing"]),
-        helper.make_node("Where", ["missing", "means", FEATURES], ["filled"]),
-        helper.make_node("Sub", ["filled", "means"], ["centred"]),
-        helper.make_node("Div", ["centred", "scales"], ["standardised"]),
-        # The one rounding to float32; trees compare this very number with their thresholds.
-        helper.make_node("Cast", ["standardised"], ["prepared"], to=TensorProto.FLOAT),
-    ]
+    front = _Front()
+    missing = front.add("IsNaN", FEATURES)
+    filled = front.add("Where", missing, front.constant(preprocessing.filling), FEATURES)
+    centred = front.add("Sub", filled, front.constant(preprocessing.means))
+    columns = front.add("Div", centred, front.constant(preprocessing.scales))
+    if preprocessing.flagged or preprocessing.codes:
+        columns = _joined_columns(front, preprocessing, missing, columns)
+    if (projection := preprocessing.projection) is not None:
+        centred = front.add("Sub", columns, front.constant(projection.centre))
+        columns = front.add("MatMul", centred, front.constant(projection.components))
+    # The one rounding to float32; trees compare this very number with their thresholds.
+    front.nodes.append(helper.make_node("Cast", [columns], ["prepared"], to=TensorProto.FLOAT))
+    width = preprocessing.num_columns
     graph = helper.make_graph(
-        nodes,
+        front.nodes,
         "preprocessing",
         [helper.make_tensor_value_info(FEATURES, TensorProto.DOUBLE, [_BATCH, num_features])],
-        [helper.make_tensor_value_info("prepared", TensorProto.FLOAT, [_BATCH, num_features])],
-        [
-            numpy_helper.from_array(preprocessing.means, "means"),
-            numpy_helper.from_array(preprocessing.scales, "scales"),
-        ],
+        [helper.make_tensor_value_info("prepared", TensorProto.FLOAT, [_BATCH, width])],
+        front.constants,
     )
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version
     )
+
+
+def _joined_columns(
+    front: "_Front", preprocessing: Preprocessing, missing: str, scaled: str
+) -> str:
+    """Scaled numbers, flags of absence and a column for each code, in this order."""
+
+    def taken(source: str, places: Sequence[int]) -> str:
+        return front.add("Gather", source, front.constant(np.array(places, np.int64)), axis=1)
+
+    parts = []
+    if preprocessing.numeric:
+        parts.append(taken(scaled, preprocessing.numeric))
+    if preprocessing.flagged:
+        flags = taken(missing, preprocessing.flagged)
+        parts.append(front.add("Cast", flags, to=TensorProto.DOUBLE))
+    for place, codes in preprocessing.codes.items():
+        # NaN equals no code, as in numpy: a missing one leaves every column at 0.
+        is_code = front.add("Equal", taken(FEATURES, [place]), front.constant(codes))
+        parts.append(front.add("Cast", is_code, to=TensorProto.DOUBLE))
+    return front.add("Concat", *parts, axis=1)
+
+
+class _Front:
+    """The nodes and constants of the preprocessing, each output under a name of its own."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node and give its output's name."""
+        output = f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def constant(self, values: npt.NDArray[Any]) -> str:
+        """Keep an array and give its name."""
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(values, name))
+        return name
