@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -62,7 +62,7 @@ class StoredFeature:
     keys: Mapping[str, str]
     """The table's entity column -> the request's field."""
     table: FeatureTable | None
-    """None: the table is not computed by windows."""
+    """None: the table is not computed by windows, or its rows are looked up by other keys."""
 
 
 class Recomputation:
@@ -118,19 +118,20 @@ class Recomputation:
         """Whether no table behind the service got a new version meanwhile."""
         return self._join.source_versions(self._settings) == self.table_versions
 
-    def stored_features(self, sides: Mapping[str, ViewSide]) -> dict[str, StoredFeature]:
+    def _stored_features(self, sides: Sequence[ViewSide]) -> dict[str, StoredFeature]:
         """Say of each feature that is stored itself which column of which table it is."""
-        return {
-            feature: StoredFeature(
-                view=side.name,
-                column=side.features[feature],
-                keys=dict(zip(side.source_keys, side.join_keys, strict=True)),
-                table=self._tables.get(self._table_of[side.name] or ""),
-            )
-            for side in sides.values()
-            for feature in side.features
-            if feature in self.feature_names
-        }
+        found: dict[str, StoredFeature] = {}
+        for side in sides:
+            keys = dict(zip(side.source_keys, side.join_keys, strict=True))
+            table = self._tables.get(self._table_of[side.name] or "")
+            if table is not None and set(table.windows.entity) != keys.keys():
+                table = None
+            for feature, column in side.features.items():
+                if feature in self.feature_names:
+                    found[feature] = StoredFeature(
+                        view=side.name, column=column, keys=keys, table=table
+                    )
+        return found
 
     def read(self, predictions: pl.DataFrame) -> tuple[Recomputed, dict[str, StoredFeature]]:
         """Join the predictions' requests to the tables as of their times.
@@ -156,7 +157,7 @@ class Recomputation:
             row_us={view.name: _micros(joined[f"{_ROW_TIME}{view.name}"]) for view in told},
             requests=requests,
         )
-        return recomputed, self.stored_features({side.name: side for side in checked.views})
+        return recomputed, self._stored_features(checked.views)
 
     def _requests(self, texts: pl.Series) -> pl.DataFrame:
         rows = [orjson.loads(text) for text in texts]

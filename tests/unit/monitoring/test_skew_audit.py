@@ -30,6 +30,7 @@ from penstock.features.store import repo_config
 from penstock.features.windows import compute
 from penstock.monitoring import recomputation, skew_events
 from penstock.monitoring.skew_audit import audit
+from penstock.serving.log_collection import collect
 from penstock.serving.prediction_log import (
     AnsweredBatch,
     Asked,
@@ -154,6 +155,16 @@ class TestAudit:
     def test_unknown_and_expired_entities_are_missing_on_both_sides(self, online):
         serve(online, rows_at(end_of_day(60), 10**9) + rows_at(end_of_day(900), 1))
         assert audit(online, USE_CASE).num_by_reason == {}
+
+    def test_what_was_asked_comes_back_as_it_was(self, online):
+        moment = end_of_day(60) + timedelta(microseconds=1)
+        rows = rows_at(moment, 1) + rows_at(end_of_day(60), 2**62)
+        rows[0]["TX_AMOUNT"] = 0.1 + 0.2
+        serve(online, rows)
+        collect(online, USE_CASE)
+        logged = tables.scan(online, "card_fraud.predictions").sort("prediction_id").collect()
+        found, _ = recomputation.Recomputation(online, USE_CASE, SERVICE).read(logged)
+        assert found.requests.to_dicts() == rows
 
     def test_a_row_older_than_the_newest_is_late(self, settings):
         materialize(settings, USE_CASE, until=end_of_day(30))

@@ -68,3 +68,17 @@ def test_where_all_is_refused_no_batch_is_told(told: Counter):
     asyncio.run(answer())
     assert ("penstock_predict_batches",) not in told
     assert told["penstock_predict_requests", "422"] == 1
+
+
+def test_predictions_that_the_log_left_out_are_told_once(told: Counter):
+    left_out = [3, 0]
+
+    async def answer() -> None:
+        metrics = RequestMetrics("m", 1, take_num_unlogged=lambda: left_out.pop(0))
+        for _ in range(2):
+            metrics.count(200, 0.001)
+            await asyncio.sleep(0.35)
+
+    asyncio.run(answer())
+    assert left_out == []
+    assert told["penstock_predict_unlogged_rows",] == 3
