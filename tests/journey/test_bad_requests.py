@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from payments import end_of_day
+from payments import TRANSACTIONS, end_of_day, make_payments
 from penstock.cluster.local import LocalCluster, state_path
 from penstock.serving.deploy import Deployment, deploy, undeploy
 from projects import Project
@@ -299,9 +299,22 @@ class TestHeadsAndPaths:
 
 
 class TestEvents:
-    """The route of pushed events, at the root application; nothing here is taken."""
+    """The route of pushed events, at the root application."""
 
-    PATH = "/v1/tables/card_fraud.transactions/events"
+    PATH = f"/v1/tables/{TRANSACTIONS}/events"
+
+    def test_what_is_answered_is_on_disk_and_once(self, server: Server, project: Project):
+        from penstock.data.events.push_log import PushLog
+
+        [payment] = json.loads(make_payments(1).write_json())
+        payment["TX_DATETIME"] = "2024-04-30T10:00:00Z"
+        first, again = (server.send(json.dumps([payment]), path=self.PATH) for _ in range(2))
+        assert (first.status, first.json) == (again.status, again.json)
+        assert first.status == 202
+        log = PushLog.of(project.settings)
+        [(_, kept)] = log.read(TRANSACTIONS, first.json["sequence"], 10)
+        log.close()
+        assert json.loads(kept) == payment
 
     @pytest.mark.parametrize(
         ("body", "status", "code"),

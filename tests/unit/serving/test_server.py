@@ -26,3 +26,21 @@ def test_a_serve_that_listens_elsewhere_is_refused(
 def test_a_project_without_serve_apps_is_told_so(tmp_path: Path):
     with pytest.raises(NotFoundError, match=r"serve_apps.online\.py"):
         server.load_builders(Settings(project_root=tmp_path))
+
+
+def test_the_code_of_the_root_application_is_named_by_its_digest(monkeypatch: pytest.MonkeyPatch):
+    import ray.serve.context
+
+    def running(options: dict) -> SimpleNamespace:
+        deployments = {"root": {"deployment_config": {"ray_actor_options": options}}}
+        details = {"applications": {"penstock": {"deployments": deployments}}}
+        return SimpleNamespace(get_serve_details=lambda: details)
+
+    for options, code in (
+        ({"runtime_env": {"working_dir": "local:///storage/serving/code/1a2b"}}, "1a2b"),
+        ({"num_cpus": 0.1}, None),
+    ):
+        monkeypatch.setattr(
+            ray.serve.context, "_get_global_client", lambda options=options: running(options)
+        )
+        assert server._root_code() == code

@@ -87,6 +87,7 @@ class KafkaSource:
                 # Events that the broker has dropped are lost: that is an error, not a reset.
                 "auto.offset.reset": "error",
                 "error_cb": self._hear,
+                "on_commit": self._hear_of_commit,
             }
         )
         self._look_up_topic()
@@ -118,8 +119,11 @@ class KafkaSource:
         return events
 
     def commit(self, positions: Mapping[str, int]) -> None:
-        """Tell the group, for those who watch its lag; the table's positions are what counts."""
-        from confluent_kafka import KafkaException, TopicPartition
+        """Tell the group, for those who watch its lag; the table's positions are what counts.
+
+        Without waiting: while brokers are away, other sources have events.
+        """
+        from confluent_kafka import TopicPartition
 
         ours = {self._partition(n): n for n in self._assigned}
         offsets = [
@@ -127,13 +131,8 @@ class KafkaSource:
             for name, offset in positions.items()
             if name in ours
         ]
-        if not offsets:
-            return
-        try:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-            self._told.discard("commit")
-        except KafkaException as error:
-            self._tell("commit", error.args[0].name())
+        if offsets:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def lag(self) -> int | None:
         """Events between our positions and the ends that the broker told of last."""
@@ -192,6 +191,10 @@ class KafkaSource:
 
     def _hear(self, error: Any) -> None:
         self._judge(error, None)
+
+    def _hear_of_commit(self, error: Any, _partitions: Any) -> None:
+        if error is not None:
+            self._tell("commit", error.name())
 
     def _judge(self, error: Any, message: Any) -> None:
         """Tell an outage that passes from a fault that somebody must mend."""

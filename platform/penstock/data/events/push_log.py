@@ -2,7 +2,8 @@
 
 It lives in a database that the settings have already: a file of its own, or the server of Feast's
 registry. A table's events are one log whose sequence numbers rise without a gap, and one body's
-events lie in one row. A body that comes again within a day is known by its digest.
+events lie in one row. A body that comes again within a day, and within two million events, is known
+by its digest.
 """
 
 import contextlib
@@ -23,6 +24,8 @@ from penstock.settings import Settings
 MAX_WAITING_EVENTS = 1_000_000
 MAX_WAITING_BYTES = 1 << 30
 _DIGEST_LIFE_S = 24 * 3600.0
+_DIGEST_LIFE_EVENTS = 2_000_000
+_DIGESTS_PER_TRIM = 100_000
 _BUSY_TIMEOUT_S = 30.0
 _BODIES_PER_READ = 32
 
@@ -51,7 +54,8 @@ _digests = sqlalchemy.Table(
     Column("table_name", String(300), primary_key=True),
     Column("digest", LargeBinary, primary_key=True),
     Column("last_sequence", BigInteger, nullable=False),
-    Column("pushed_at_s", Float, nullable=False, index=True),
+    Column("pushed_at_s", Float, nullable=False),
+    sqlalchemy.Index("penstock_pushed_digests_in_order", "table_name", "last_sequence"),
 )
 
 
@@ -200,7 +204,7 @@ class PushLog:
         return found
 
     def trim(self, table: str, position: int) -> None:
-        """Forget the bodies that lie whole below the position, and digests of yesterday."""
+        """Forget the bodies that lie whole below the position, and old digests."""
         with self._explained(), self._engine.begin() as connection:
             _, first, following, num_bytes = _locked_head(connection, table)
             done = (_bodies.c.table_name == table) & (_bodies.c.last_sequence < position)
@@ -219,14 +223,7 @@ class PushLog:
                     waiting_bytes=max(0, num_bytes - freed),
                 )
             )
-            connection.execute(
-                _digests.delete().where(
-                    _digests.c.table_name == table,
-                    _digests.c.pushed_at_s < time.time() - _DIGEST_LIFE_S,
-                    # What still waits is known for as long as it waits.
-                    _digests.c.last_sequence < position,
-                )
-            )
+            _forget_digests(connection, table, min(position, following), following)
 
     def close(self) -> None:
         """Close the connections."""
@@ -302,6 +299,28 @@ def _locked_head(connection: Any, table: str) -> tuple[str, int, int, int]:
         )
         found = connection.execute(lock).one()
     return tuple(found)
+
+
+def _forget_digests(connection: Any, table: str, position: int, following: int) -> None:
+    """Forget digests of yesterday and of long ago, some at a time; what still waits stays known."""
+    oldest = (
+        sqlalchemy.select(_digests.c.last_sequence, _digests.c.pushed_at_s)
+        .where(_digests.c.table_name == table, _digests.c.last_sequence < position)
+        .order_by(_digests.c.last_sequence)
+        .limit(_DIGESTS_PER_TRIM)
+        .subquery()
+    )
+    is_old = (oldest.c.pushed_at_s < time.time() - _DIGEST_LIFE_S) | (
+        oldest.c.last_sequence < following - _DIGEST_LIFE_EVENTS
+    )
+    newest_old = sqlalchemy.select(sqlalchemy.func.max(oldest.c.last_sequence)).where(is_old)
+    last = connection.execute(newest_old).scalar_one()
+    if last is not None:
+        connection.execute(
+            _digests.delete().where(
+                _digests.c.table_name == table, _digests.c.last_sequence <= last
+            )
+        )
 
 
 def _insert(connection: Any, table: str, rows: Sequence[tuple[Pushed, bytes, int]]) -> None:

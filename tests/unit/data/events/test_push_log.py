@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from penstock.data.events import push_log
 from penstock.data.events.push_log import Full, Pushed, PushLog
 from penstock.errors import PenstockError, SettingsError
 
@@ -44,6 +45,20 @@ class LogBehaviour:
         log.trim(TABLE, 1)
         assert log.append([pushed(b"a")]) == [0]
         assert log.read(TABLE, 0, 10) == []
+
+    def test_old_digests_are_forgotten_once_the_table_has_their_events(self, make, monkeypatch):
+        log = make()
+        log.append([pushed(b"a"), pushed(b"b")])
+        monkeypatch.setattr(push_log, "_DIGEST_LIFE_S", -1.0)
+        log.trim(TABLE, 1)
+        assert log.append([pushed(b"b"), pushed(b"a")]) == [1, 2]
+
+    def test_so_are_those_of_many_events_ago(self, make, monkeypatch):
+        log = make()
+        monkeypatch.setattr(push_log, "_DIGEST_LIFE_EVENTS", 1)
+        log.append([pushed(b"a"), pushed(b"b")])
+        log.trim(TABLE, 2)
+        assert log.append([pushed(b"b"), pushed(b"a")]) == [1, 2]
 
     def test_tables_have_logs_of_their_own(self, make):
         log = make()
