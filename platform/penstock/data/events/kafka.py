@@ -1,5 +1,6 @@
 """A Kafka topic as a source of events: the table's positions rule, the group's only tell."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ import structlog
 
 from penstock.data.events import MAX_EVENT_BYTES, Event, KafkaTopic
 from penstock.errors import BusyError, DataError, SettingsError, unknown_name
+from penstock.logs import redact
 
 OUR_OPTIONS = frozenset(
     {
@@ -25,8 +27,11 @@ _DEFAULTS = {
     "heartbeat.interval.ms": "1500",
     "reconnect.backoff.max.ms": "2000",
     "client.id": "penstock",
+    # It would say each failed attempt on stderr; an outage is told by us, once.
+    "log_level": "2",
 }
 LOOK_UP_S = 10.0
+_SECRET_NAMES = re.compile("password|secret|key|token|username|oauth|config")
 
 log = structlog.get_logger()
 
@@ -194,7 +199,7 @@ class KafkaSource:
 
     def _hear_of_commit(self, error: Any, _partitions: Any) -> None:
         if error is not None:
-            self._tell("commit", error.name())
+            self._tell("commit", self._shown(error))
 
     def _judge(self, error: Any, message: Any) -> None:
         """Tell an outage that passes from a fault that somebody must mend."""
@@ -217,9 +222,12 @@ class KafkaSource:
             KafkaError.TOPIC_AUTHORIZATION_FAILED,
             KafkaError.GROUP_AUTHORIZATION_FAILED,
         ):
-            self._fault = _refused(error)
+            self._fault = SettingsError(
+                f"Kafka refuses us: {self._shown(error)}",
+                next_step="mend the credentials in the setting kafka",
+            )
         else:
-            self._tell("read", error.name())
+            self._tell("read", self._shown(error))
 
     def _dropped(self, message: Any) -> DataError:
         number = message.partition() if message is not None else min(self._assigned, default=0)
@@ -265,6 +273,14 @@ class KafkaSource:
         if self._fault is not None:
             raise self._fault
 
+    def _shown(self, error: Any) -> str:
+        """What an error says, without any value of ours that could be a secret."""
+        text = f"{error.name()}: {error.str()}"
+        for name, value in self._options.items():
+            if _SECRET_NAMES.search(name) and value:
+                text = text.replace(value, "***")
+        return redact(text)
+
     def _tell(self, what: str, reason: str) -> None:
         """Say an outage once; librdkafka goes on trying."""
         if what not in self._told:
@@ -286,13 +302,10 @@ def _consumer(options: Mapping[str, Any]) -> Any:
         raise _refused(error.args[0], options) from None
 
 
-def _refused(error: Any, options: Mapping[str, Any] | None = None) -> SettingsError:
+def _refused(error: Any, options: Mapping[str, Any]) -> SettingsError:
     """Explain a refusal without the values of the options, which librdkafka quotes."""
-    text = str(error.str())
-    named = [name for name in options or {} if f'"{name}"' in text]
+    named = [name for name in options if f'"{name}"' in str(error.str())]
     return SettingsError(
-        f"Kafka refuses the setting kafka{f' at {named[0]}' if named else ''} ({error.name()})",
-        allowed="librdkafka's options (CONFIGURATION.md of librdkafka lists them)"
-        if options
-        else "credentials that the brokers accept",
+        f"librdkafka refuses the setting kafka{f' at {named[0]}' if named else ''}",
+        allowed="its options by name, as its CONFIGURATION.md lists them",
     )

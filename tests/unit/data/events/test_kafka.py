@@ -184,6 +184,28 @@ class TestFaults:
             source.close()
         assert [entry["event"] for entry in told] == ["kafka_does_not_answer"]
 
+    def test_refused_credentials_are_an_error_that_does_not_show_them(self, kafka, monkeypatch):
+        monkeypatch.setattr(kafka_source, "LOOK_UP_S", 0.5)
+        options = {
+            **kafka.options,
+            "log_level": "0",
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": "hush",
+            "sasl.password": "hush",
+        }
+        source = KafkaSource(options, KafkaTopic(topic="t"), TABLE)
+
+        def read() -> None:
+            source.open({}, lambda: None)
+            for _ in range(50):
+                source.poll(10, 0.1)
+
+        with pytest.raises(SettingsError, match=r"refuses us: _AUTHENTICATION") as refused:
+            read()
+        source.close()
+        assert "hush" not in str(refused.value)
+
     @pytest.mark.parametrize("option", sorted(OUR_OPTIONS))
     def test_what_makes_each_event_count_once_is_not_to_be_set(self, option: str):
         with pytest.raises(SettingsError, match=option):
