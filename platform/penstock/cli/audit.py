@@ -69,7 +69,8 @@ def audit(
             f"{report.num_unexplained:,} served values differ from what training would see, and "
             "nothing explains it",
             next_step="look at the examples: the declarations or the code changed after the "
-            "deploy, or the online rows were not made from these tables",
+            "deploy, the online rows were not made from these tables, or late events were "
+            "ingested and never materialized",
         )
 
 

@@ -1,5 +1,6 @@
 import shutil
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -27,8 +28,10 @@ from penstock.features.materialize import materialize
 from penstock.features.online import OnlineReader
 from penstock.features.online_rows import WrittenRows
 from penstock.features.store import repo_config
+from penstock.features.stream_declarations import get_stream
+from penstock.features.streaming import run
 from penstock.features.windows import compute
-from penstock.monitoring import recomputation, skew_events
+from penstock.monitoring import comparison, recomputation, skew_events
 from penstock.monitoring.skew_audit import audit
 from penstock.serving.log_collection import collect
 from penstock.serving.prediction_log import (
@@ -39,6 +42,7 @@ from penstock.serving.prediction_log import (
     log_folder,
 )
 from penstock.settings import Settings
+from streams import MemoryLog, messages
 
 NUM_PAYMENTS = 600
 COUNT = "CUSTOMER_ID_NB_TX_7DAY_WINDOW"
@@ -274,6 +278,33 @@ class TestAudit:
         assert audit(online, USE_CASE).num_by_reason == {"resolution": 2}
         monkeypatch.setattr(skew_events, "EXACT_ENTRIES", 1_024)
         assert audit(online, USE_CASE).num_by_reason == {"unexplained": 2}
+
+    def test_a_hot_entity_of_a_real_stream_differs_by_the_resolution_and_nothing_else(
+        self, settings, monkeypatch
+    ):
+        """More events than are kept one by one, and a grid so coarse that it must show."""
+        declared = replace(get_stream(settings, USE_CASE), resolution=timedelta(hours=8))
+        monkeypatch.setattr(comparison, "load_streams", lambda *_: {TRANSACTIONS: declared})
+        hot = make_payments(2_400, seed=5).with_columns(
+            pl.col("TRANSACTION_ID") + 10**6,
+            pl.col("TX_DATETIME") + timedelta(days=60),
+            CUSTOMER_ID=pl.lit(7, pl.Int64),
+            TERMINAL_ID=pl.lit(8, pl.Int64),
+        )
+        log = MemoryLog(log=[])
+        for number, part in enumerate(hot.iter_slices(600)):
+            log.partitions["log"] += messages(part)
+            run(settings, declared, log.source, until_idle_s=0.0)
+            serve(settings, rows_at(part["TX_DATETIME"].max(), 7), name=f"p{number}-")
+        build(settings, USE_CASE)
+        report = audit(settings, USE_CASE)
+        assert report.num_predictions == 4
+        assert set(report.num_by_reason) == {"resolution"}
+        # Without the stated resolution the same differences are a fault.
+        monkeypatch.setattr(comparison, "load_streams", lambda *_: {})
+        unstated = audit(settings, USE_CASE)
+        assert set(unstated.num_by_reason) == {"unexplained"}
+        assert unstated.num_unexplained == sum(report.num_by_reason.values())
 
     def test_only_the_period_asked_for_is_looked_at(self, online):
         serve(online, rows_at(end_of_day(60), 1))
