@@ -25,7 +25,7 @@ from penstock.settings import Settings
 STREAM = "stream"
 """The name of the app transaction and of the metadata that a flush leaves."""
 MAX_KEYS = 1_000_000
-"""So many keys are held in memory: an event whose key is among them is known at once."""
+"""At most so many keys are held in memory: an event whose key is among them is known at once."""
 _FIRST_LOOK = timedelta(days=1)
 _ATTEMPTS = 5
 NO_VERSION = -1
@@ -244,17 +244,22 @@ def _quarantined(bad: pl.DataFrame, digest: str) -> pl.DataFrame:
 
 
 class KeyMemory:
-    """The newest keys of a table, so that a repeated event is known as it comes."""
+    """The newest keys of a table, so that a repeated event is known as it comes.
+
+    Two generations: when the younger one is full the older one is forgotten as a whole, so that
+    at least the newest half of `limit` is known.
+    """
 
     def __init__(self, table: Table, *, limit: int = MAX_KEYS) -> None:
         self._table = table
-        self._limit = limit
-        self._keys: dict[Any, None] = {}
+        self._limit = limit // 2
+        self._old: set[Any] = set()
+        self._young: set[Any] = set()
         self._whole_up_to: int | None = None
 
     def seed(self, folder: tables.TableFolder) -> None:
         """Learn the keys of the table's newest rows."""
-        self._keys.clear()
+        self._old, self._young = set(), set()
         version = folder.version()
         self._whole_up_to = NO_VERSION if version is None else version
         if not self._table.key or version is None:
@@ -269,8 +274,7 @@ class KeyMemory:
             rows = near.select(*self._table.key, time.alias("__at")).top_k(self._limit, by="__at")
             found = rows.collect()
             if reach is None or found.height == self._limit:
-                # The oldest first: they are forgotten first.
-                self._keys = dict.fromkeys(self._values(found.sort("__at")))
+                self._old = set(self._values(found))
                 if found.height == self._limit:
                     self._whole_up_to = None
                 return
@@ -290,13 +294,14 @@ class KeyMemory:
             return []
         known: list[int] = []
         for place, key in enumerate(self._values(rows)):
-            if key in self._keys:
+            if key in self._young or key in self._old:
                 known.append(place)
             else:
-                self._keys[key] = None
-        for _ in range(len(self._keys) - self._limit):
-            del self._keys[next(iter(self._keys))]
-            self._whole_up_to = None
+                self._young.add(key)
+        if len(self._young) >= self._limit:
+            if self._old:
+                self._whole_up_to = None
+            self._old, self._young = self._young, set()
         return known
 
     def _values(self, rows: pl.DataFrame) -> list[Any]:

@@ -191,6 +191,8 @@ class Session:
             self._mark(version=landed.version)
         else:
             self._make_again(reason)
+        # Loads what judging needs, which takes seconds, before there are events that wait for it.
+        self._judge.judge([], latest_us=0)
         self._source = source
         source.open(landed.positions, self._before_revoke)
         self._idle_since_s = time.monotonic()

@@ -133,12 +133,22 @@ class TestKeyMemory:
         assert memory.take(spills(4, first=8)) == [0, 1]
         assert memory.take(spills(4, first=10)) == [0, 1]
 
-    def test_the_oldest_are_forgotten_first_and_then_it_has_not_all(self, settings, table, keys):
+    def test_of_a_large_table_the_newest_are_known(self, settings, table, keys):
         table.flush(pending(10), 1, keys=keys)
-        memory = KeyMemory(SPILLS, limit=4)
+        memory = KeyMemory(SPILLS, limit=8)
         memory.seed(tables.folder(settings, SPILLS.name))
         assert not memory.has_all_of(0)
         assert memory.take(spills(10)) == [6, 7, 8, 9]
+
+    def test_the_older_generation_is_forgotten_when_the_younger_is_full(self, settings):
+        memory = KeyMemory(SPILLS, limit=8)
+        memory.seed(tables.folder(settings, SPILLS.name))
+        memory.take(spills(4))
+        assert memory.has_all_of(NO_VERSION)
+        memory.take(spills(4, first=4))
+        assert not memory.has_all_of(NO_VERSION)
+        assert memory.take(spills(4, first=4)) == [0, 1, 2, 3]
+        assert memory.take(spills(4)) == []
 
     def test_what_lands_keeps_it_whole_unless_others_wrote_in_between(self, settings, table):
         memory = KeyMemory(SPILLS)
