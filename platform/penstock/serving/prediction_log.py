@@ -37,7 +37,8 @@ from penstock.settings import Settings
 LOCK, FINISHED, OPEN, FINISH = ".lock", ".arrow", ".open", "finish-"
 FIELD, EVENT, FEATURES = "field:", "event:", "features"
 _HEADER = b"penstock"
-_INTERVAL_S = 0.25
+INTERVAL_S = 0.25
+"""How often what waits is written: a kill costs that and one write."""
 _SEGMENT_BYTES = 64 << 20
 _SEGMENT_S = 3600.0
 _MAX_ROWS_WAITING = 100_000
@@ -162,7 +163,7 @@ class PredictionLog:
         max_rows_waiting: int = _MAX_ROWS_WAITING,
         segment_bytes: int = _SEGMENT_BYTES,
         segment_s: float = _SEGMENT_S,
-        interval_s: float = _INTERVAL_S,
+        interval_s: float = INTERVAL_S,
     ) -> None:
         """Make a folder of our own and start the thread.
 
