@@ -52,6 +52,7 @@ model = Model(
     default_estimator="xgboost",
     metrics=(MeanAbsoluteError(), RootMeanSquaredError(), R2()),
     primary_metric="mean_absolute_error",
+    baseline="bikes_last_day",
     leak_alarm=LeakAlarm(metric="mean_absolute_error", min_plausible=1.7),
     gate=GatePolicy(
         metric="mean_absolute_error",

@@ -115,6 +115,9 @@ class Model(Record):
     default_estimator: str
     metrics: tuple[Metric, ...] = (RocAuc(), AveragePrecision(), LogLoss(), BrierScore())
     primary_metric: str
+    baseline: str | None = None
+    """A feature that is itself a guess at a number: its metrics stand beside ours, and say what is
+    reached with nothing learnt."""
     leak_alarm: LeakAlarm | None = None
     gate: GatePolicy
     serving: ServingPolicy = ServingPolicy()
@@ -162,6 +165,8 @@ class Model(Record):
             raise ValueError(f"estimators and metrics are of different kinds: {told}")
         if self.task == "regression" and self.split.drop_known_positive_groups:
             raise ValueError("drop_known_positive_groups: a number as label has no positives")
+        if self.task == "binary" and self.baseline:
+            raise ValueError("baseline: no feature is a guess at a class; it is for regression")
         threshold = self.serving.decision_threshold
         if self.task == "binary" and threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"decision_threshold is {threshold}, no probability from 0 to 1")

@@ -40,6 +40,8 @@ class FittedFolds:
     scores: Scores
     fit_s: float
     """All fits together."""
+    guesses: Scores | None
+    """The model's baseline for each test row; the mean training label where it is missing."""
 
 
 def count_folds(frame: pl.DataFrame, model: Model, *, event_time: str) -> Counts:
@@ -90,7 +92,7 @@ def fit_folds(
         TrainingDataError: a fold cannot be trained on.
     """
     policies = model.split.folds()
-    tests, scores = [], []
+    tests, scores, guesses = [], [], []
     fit_s = 0.0
     for number, policy in enumerate(policies):
         if len(policies) > 1:
@@ -115,6 +117,9 @@ def fit_folds(
         # What is measured is what will be served: the graph, on the features as they come.
         scores.append(load_scorer(graph)(test.features))
         tests.append(test)
+        if model.baseline:
+            guess = test.features[:, feature_names.index(model.baseline)]
+            guesses.append(np.where(np.isnan(guess), train.labels.mean(), guess))
     return FittedFolds(
         scaling=scaling,
         fitted=fitted,
@@ -126,4 +131,5 @@ def fit_folds(
         ),
         scores=np.concatenate(scores),
         fit_s=fit_s,
+        guesses=np.concatenate(guesses) if guesses else None,
     )

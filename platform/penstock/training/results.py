@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from penstock.records import Record
 from penstock.training.declarations import Model, PublishedResult, RollingTimeSplit
-from penstock.training.tracking import ESTIMATOR_TAG, FinishedRun
+from penstock.training.tracking import BASELINE, ESTIMATOR_TAG, FinishedRun
 
 _HEADING = "# Results: "
 
@@ -18,6 +18,8 @@ class Result(Record):
     run_id: str
     metrics: dict[str, float]
     published: dict[str, float]
+    baseline: dict[str, float]
+    """What the model's baseline reached on the same rows."""
     falls_short: tuple[str, ...]
     """The metrics that are further below the published ones than the model's tolerance."""
     fit_s: float | None
@@ -43,6 +45,11 @@ def collect(model: Model, runs: Sequence[FinishedRun]) -> list[Result]:
 
 def _result(model: Model, name: str, run: FinishedRun, published: PublishedResult | None) -> Result:
     metrics = {m.name: run.metrics[m.name] for m in model.metrics if m.name in run.metrics}
+    baseline = {
+        name.removeprefix(BASELINE): v
+        for name, v in run.metrics.items()
+        if name.startswith(BASELINE)
+    }
     numbers = dict(published.metrics) if published else {}
     higher_is_better = {metric.name: metric.higher_is_better for metric in model.metrics}
     return Result(
@@ -50,6 +57,7 @@ def _result(model: Model, name: str, run: FinishedRun, published: PublishedResul
         run_id=run.run_id,
         metrics=metrics,
         published=numbers,
+        baseline=baseline,
         falls_short=falls_short(
             metrics, numbers, higher_is_better, tolerance=model.published_tolerance
         ),
@@ -107,6 +115,10 @@ def to_markdown(model: Model, results: Sequence[Result]) -> str:
         _row(["estimator", *compared, *others, "fit, s"]),
         _row(["---"] * (2 + len(named))),
     ]
+    baseline = next((result.baseline for result in results if result.baseline), {})
+    if model.baseline and baseline:
+        cells = [f"{baseline[n]:.3f}" if n in baseline else "-" for n in (*compared, *others)]
+        lines.append(_row([f"`{model.baseline}` as it is", *cells, ""]))
     for result in results:
         cells = [_cell(result, name) for name in (*compared, *others)]
         fit = "" if result.fit_s is None else f"{result.fit_s:.1f}"

@@ -23,6 +23,8 @@ from penstock.settings import Settings
 REQUEST_TAG = "penstock.request_id"
 ESTIMATOR_TAG = "penstock.estimator"
 FAILURE_TAG = "penstock.failure"
+BASELINE = "baseline_"
+"""Before the name of a metric: what the model's baseline reaches on the same rows."""
 _MAX_METRICS_PER_BATCH = 1000
 _MAX_PARAMS_PER_BATCH = 100
 _MAX_TAG_CHARS = 5000

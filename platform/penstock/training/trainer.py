@@ -27,7 +27,7 @@ from penstock.training.estimators import families
 from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled
 from penstock.training.folds import Counts, FittedFolds, count_folds, fit_folds
 from penstock.training.metrics import curves, evaluate
-from penstock.training.tracking import ESTIMATOR_TAG, TrackedRun, Tracking
+from penstock.training.tracking import BASELINE, ESTIMATOR_TAG, TrackedRun, Tracking
 from penstock.training.validation import suspect_leak
 
 _STEPS = ("training set", "fit", "evaluate", "bundle")
@@ -157,13 +157,17 @@ class _Attempt:
         self._step(2)
         self._tracked.log_history(folds.fitted.history)
         metrics = evaluate(self._model.metrics, folds.test, folds.scores)
-        self._tracked.log_metrics({**metrics, "fit_s": folds.fit_s})
+        baseline = {}
+        if folds.guesses is not None:
+            baseline = evaluate(self._model.metrics, folds.test, folds.guesses)
+        beside = {f"{BASELINE}{name}": value for name, value in baseline.items()}
+        self._tracked.log_metrics({**metrics, **beside, "fit_s": folds.fit_s})
         leak = suspect_leak(self._model.leak_alarm, metrics)
         if leak is not None:
             raise GateRefusedError(leak.finding, allowed=leak.allowed, next_step=leak.next_step)
         self._step(3)
         run = self._describe(training_set, counts, metrics, folds.fit_s)
-        self._write(run, training_set, folds)
+        self._write(run, training_set, folds, baseline)
         with TemporaryDirectory() as folder:
             self._draw(Path(folder), folds, metrics, run)
         shutil.rmtree(self._checkpoints() / self._tracked.run_id, ignore_errors=True)
@@ -198,6 +202,12 @@ class _Attempt:
                 f"the feature service {self._model.feature_service} holds the label "
                 f"{self._model.label!r}",
                 allowed="features that are known before the label is",
+            )
+        if self._model.baseline not in (None, *training_set.feature_names):
+            raise DeclarationError(
+                f"the baseline {self._model.baseline!r} is no feature of the service "
+                f"{self._model.feature_service}",
+                allowed=", ".join(training_set.feature_names),
             )
         self._tracked.set_tags(
             {
@@ -286,7 +296,13 @@ class _Attempt:
             bundle_path=str(folder / "bundle"),
         )
 
-    def _write(self, run: Run, training_set: TrainingSet, folds: FittedFolds) -> None:
+    def _write(
+        self,
+        run: Run,
+        training_set: TrainingSet,
+        folds: FittedFolds,
+        baseline: Mapping[str, float],
+    ) -> None:
         bundle.write(
             Path(run.bundle_path),
             preprocessing=folds.scaling,
@@ -299,6 +315,7 @@ class _Attempt:
                 "split": self._model.split.model_dump(mode="json"),
                 "preprocessing": self._model.preprocessing.model_dump(mode="json"),
                 "packages": self._packages,
+                **({f"{self._model.baseline} as it is": baseline} if baseline else {}),
             },
         )
 

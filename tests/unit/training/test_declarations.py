@@ -139,6 +139,11 @@ class TestModel:
         with pytest.raises(ValidationError, match=words):
             Model(**NUMBERS | changed)
 
+    def test_a_baseline_is_a_guess_at_a_number(self):
+        assert Model(**NUMBERS | {"baseline": "last_level"}).baseline == "last_level"
+        with pytest.raises(ValidationError, match="no feature is a guess at a class"):
+            Model(**MODEL | {"baseline": "last_level"})
+
     def test_a_threshold_is_a_probability_or_for_a_number_any(self):
         beyond = {"serving": ServingPolicy(decision_threshold=30)}
         assert Model(**NUMBERS | beyond).serving.decision_threshold == 30

@@ -54,13 +54,13 @@ def frame():
     ).with_columns(pl.col("at").dt.cast_time_unit("us"))
 
 
-def fitted(frame, seen):
+def fitted(frame, seen, model=MODEL):
     def fit(number, scaled, labels):
         seen.append((number, len(labels)))
         return scikit.fit_here(Ridge(), scaled, labels)
 
     return fit_folds(
-        frame, MODEL, event_time="at", feature_names=("rain",), fit=fit, progress=silent
+        frame, model, event_time="at", feature_names=("rain",), fit=fit, progress=silent
     )
 
 
@@ -81,6 +81,16 @@ def test_the_last_fit_is_the_one_that_is_kept(frame):
     np.testing.assert_allclose(
         folds.fitted.native.predict(scaled), folds.scores[-5 * 24 :], atol=1e-4
     )
+
+
+def test_a_baseline_is_the_feature_itself_or_the_mean_of_what_was_known(frame):
+    assert fitted(frame, []).guesses is None
+    gaps = frame.with_columns(rain=pl.when(pl.col("at").dt.hour() > 0).then("rain"))
+    guesses = fitted(gaps, [], MODEL.model_copy(update={"baseline": "rain"})).guesses
+    missing = gaps["rain"][240:].is_null().to_numpy()
+    np.testing.assert_array_equal(guesses[~missing], gaps["rain"][240:].drop_nulls().to_numpy())
+    means = [frame["level"].head(24 * days).mean() for days in (9, 19)]
+    np.testing.assert_allclose(guesses[missing], [means[0]] * 10 + [means[1]] * 5)
 
 
 def test_examples_are_counted_over_all_folds_and_none_is_positive(frame):

@@ -88,11 +88,12 @@ class TestSections:
 class TestMarkdown:
     def test_a_rolling_split_of_numbers_is_told_without_positives(self):
         model = load_model(Settings(project_root=REPO_ROOT), "bike_demand")
-        run = finished("ridge", 1, mean_absolute_error=2.2)
+        run = finished("ridge", 1, mean_absolute_error=2.2, baseline_mean_absolute_error=2.25)
         counts = {name: number for name, number in COUNTS.items() if "positives" not in name}
         run = run.model_copy(update={"params": counts})
         page = to_markdown(model, collect(model, [run]))
         assert "| ridge | 2.200 (4.020) |" in page
+        assert "| `bikes_last_day` as it is | 2.250 | - | - |  |" in page
         assert "(58,264 rows), labels known 30 minutes late; fitted anew for each month" in page
         assert "positive" not in page
 
