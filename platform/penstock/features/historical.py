@@ -45,6 +45,8 @@ class HistoricalReader:
         self.table_version = self._rows.version
         self.key = self._rows.key
         self.event_time = self._rows.event_time
+        # The event time may be part of the key.
+        self.row_columns = tuple(dict.fromkeys([*self.key, self.event_time]))
         self.feature_names = self._join.feature_names
         self.feature_table_versions = self._versions()
 
@@ -66,7 +68,7 @@ class HistoricalReader:
         wanted = [*self._join.join_keys, *self._join.request_columns]
         frame = self._rows.read(wanted, part.start, part.end)
         features = self._join.features(self._store, frame, self.event_time)
-        told = frame.select(*self.key, self.event_time)
+        told = frame.select(self.row_columns)
         clash = sorted(set(told.columns) & set(self.feature_names))
         if clash:
             raise DataError(f"{', '.join(clash)} is both a feature and part of {self.table}'s key")

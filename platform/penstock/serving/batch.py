@@ -124,8 +124,7 @@ class SliceScorer:
         matrix = features.to_numpy(order="c")
         scores = self._score(matrix)
         return rows.select(
-            *reader.key,
-            reader.event_time,
+            *reader.row_columns,
             pl.Series(SCORE, np.where(np.isfinite(scores), scores, np.nan)).fill_nan(None),
             pl.Series("num_missing_features", np.isnan(matrix).sum(axis=1, dtype=np.int64)),
             pl.lit(model.name).alias("model"),
