@@ -4,13 +4,27 @@ import time
 
 import numpy as np
 
-from penstock.features.stream_table import Flushed
+from penstock.features.stream_table import NO_VERSION, Flushed
 from penstock.progress import Progress
+from penstock.records import Record
 
 # Told often at first, then ever more seldom: a stream runs for months, and its log is kept.
 _FIRST_INTERVAL_S = 1.0
 _LAST_INTERVAL_S = 300.0
 _SHARE_OF_AGE = 0.01
+
+
+class StreamReport(Record):
+    """What a stream did between its start and its end."""
+
+    table: str
+    version: int | None
+    """The table's newest version; None: there is no table yet."""
+    num_events: int
+    num_kept: int
+    num_quarantined: int
+    num_flushes: int
+    num_rebuilds: int
 
 
 class Meter:
@@ -62,6 +76,18 @@ class Meter:
         self._progress(f"{self._step}: {', '.join(parts)}", self.num_events, unit="events")
         self._told_s = moment_s
         self._delays_s.clear()
+
+    def report(self, table: str, version: int) -> StreamReport:
+        """Say what came of it all."""
+        return StreamReport(
+            table=table,
+            version=None if version == NO_VERSION else version,
+            num_events=self.num_events,
+            num_kept=self.num_kept,
+            num_quarantined=self.num_quarantined,
+            num_flushes=self.num_flushes,
+            num_rebuilds=self.num_rebuilds,
+        )
 
     def _rate(self, since_s: float) -> str:
         num_events = sum(number for _, number in self._delays_s)

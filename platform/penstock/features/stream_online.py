@@ -51,6 +51,10 @@ class Notes:
         """Write a note."""
         self.states.write({self.key(name): orjson.dumps(note)}, durable=durable)
 
+    def replace(self, name: str, note: Mapping[str, object], *, durable: bool = False) -> bool:
+        """Write a note over the one that is there; False: there is none."""
+        return self.states.replace(self.key(name), orjson.dumps(note), durable=durable)
+
 
 def notes_of(config: RepoConfig, states: StateStore, table: str) -> Notes:
     """The notes of the stream of a table."""

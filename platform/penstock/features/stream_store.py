@@ -4,6 +4,7 @@ Rows and states go down together when the store does: a store that lost its rows
 and the stream's notes with them, which is how a stream sees that it has to make them again.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from feast.repo_config import RepoConfig
 
+from penstock.errors import SettingsError
 from penstock.features.sqlite_online_store import open_file
 
 # SQLite's own limit on parameters is 32,766 since 3.32; a read stays far below it.
@@ -37,6 +39,9 @@ class StateStore(Protocol):
             durable: also survive a power cut, with all that was written before, rows included.
                 A Redis is as durable as it was set up to be.
         """
+
+    def replace(self, key: bytes, value: bytes, *, durable: bool = False) -> bool:
+        """Write the value where there is one under the key; False: there is none."""
 
     def close(self) -> None:
         """Let go of connections."""
@@ -85,16 +90,27 @@ class SqliteStates:
 
     def write(self, values: Mapping[bytes, bytes], *, durable: bool = False) -> None:
         """Write the values in one transaction."""
+        with self._transaction(durable=durable):
+            self._connection.executemany(
+                "INSERT INTO penstock_streams (key, value) VALUES (?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                values.items(),
+            )
+
+    def replace(self, key: bytes, value: bytes, *, durable: bool = False) -> bool:
+        """Write the value where there is one under the key; False: there is none."""
+        with self._transaction(durable=durable):
+            update = "UPDATE penstock_streams SET value = ? WHERE key = ?"
+            return self._connection.execute(update, (value, key)).rowcount > 0
+
+    @contextlib.contextmanager
+    def _transaction(self, *, durable: bool) -> Iterator[None]:
         if durable:
             # All that was committed before lies before it in the same log.
             self._connection.execute("PRAGMA synchronous = FULL")
         try:
             with self._connection:
-                self._connection.executemany(
-                    "INSERT INTO penstock_streams (key, value) VALUES (?, ?) "
-                    "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                    values.items(),
-                )
+                yield
         finally:
             if durable:
                 self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -111,6 +127,15 @@ class RedisStates:
         from feast.infra.online_stores.redis import RedisOnlineStore
 
         self._client: Any = RedisOnlineStore()._get_client(config.online_store)
+        memory = self._client.info("memory")
+        policy = str(memory.get("maxmemory_policy"))
+        if memory.get("maxmemory") and policy.startswith("allkeys"):
+            raise SettingsError(
+                f"the Redis of the online store drops keys when it is full ({policy}): a state "
+                "that is gone would be taken for an entity without events",
+                allowed="maxmemory-policy noeviction, or a volatile one",
+                next_step="change it, or give the online store a Redis of its own",
+            )
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Give the value under each key; None where there is none."""
@@ -127,6 +152,10 @@ class RedisStates:
                 for part in some:
                     pipe.mset(part)
                 pipe.execute()
+
+    def replace(self, key: bytes, value: bytes, *, durable: bool = False) -> bool:
+        """Write the value where there is one under the key; False: there is none."""
+        return bool(self._client.set(key, value, xx=True))
 
     def close(self) -> None:
         """Close the connections."""

@@ -17,21 +17,20 @@ from feast.infra.online_stores.helpers import get_online_store_from_config
 from penstock.data import tables
 from penstock.data.contracts import Table, get_table
 from penstock.data.events import Event, EventSource
-from penstock.errors import PenstockError, storage_full
+from penstock.errors import PenstockError, StoreEmptyError, storage_full
 from penstock.features.online_rows import RowStore
 from penstock.features.store import open_store, repo_config
 from penstock.features.stream_declarations import Stream
 from penstock.features.stream_entries import partition_id
 from penstock.features.stream_judge import Judge
-from penstock.features.stream_meter import Meter
-from penstock.features.stream_online import NEXT, OnlineSide, notes_of
+from penstock.features.stream_meter import Meter, StreamReport
+from penstock.features.stream_online import NEXT, Notes, OnlineSide, notes_of
 from penstock.features.stream_rebuild import Rebuild, why_rebuild
 from penstock.features.stream_store import open_states, unavailable_errors
 from penstock.features.stream_table import FlushOutcome, KeyMemory, Pending, StreamTable
 from penstock.features.stream_targets import Targets, check_columns, load_targets
 from penstock.locks import exclusive
 from penstock.progress import Progress, silent
-from penstock.records import Record
 from penstock.settings import Settings
 from penstock.use_cases import split_name
 
@@ -41,19 +40,6 @@ _WAIT_S = 0.2
 # How long an online store may be silent before the stream gives up; a restart takes less.
 _GIVE_UP_S = 60.0
 _RETRY_S = 1.0
-
-
-class StreamReport(Record):
-    """What a stream did between its start and its end."""
-
-    table: str
-    version: int | None
-    """The table's newest version."""
-    num_events: int
-    num_kept: int
-    num_quarantined: int
-    num_flushes: int
-    num_rebuilds: int
 
 
 def run(
@@ -89,7 +75,10 @@ def run(
         targets = load_targets(settings, store, stream, contract)
         check_columns(targets, contract)
         meter = Meter(stream.table, progress)
-        unavailable = unavailable_errors(store.config)
+        unavailable: tuple[type[Exception], ...] = (
+            StoreEmptyError,
+            *unavailable_errors(store.config),
+        )
         silent_since_s: float | None = None
         while True:
             session = None
@@ -98,9 +87,9 @@ def run(
                 session.start(open_source(), rebuild=rebuild)
                 silent_since_s, rebuild = None, False
                 session.loop(until_idle_s, should_stop)
-                return session.report()
+                return meter.report(stream.table, StreamTable(settings, contract).version())
             except unavailable as error:
-                # What was read is read again: a start after this is one after a kill.
+                # What is not in the table is read again: the start after this is one after a kill.
                 now_s = time.monotonic()
                 silent_since_s = silent_since_s or now_s
                 if now_s - silent_since_s > _GIVE_UP_S:
@@ -140,7 +129,7 @@ class Session:
         self._progress = progress
         self._states = open_states(config)
         self._rows = cast(RowStore, get_online_store_from_config(config.online_store))
-        self._notes = notes_of(config, self._states, stream.table)
+        self._notes: Notes = notes_of(config, self._states, stream.table)
         self._side = OnlineSide(config, self._rows, self._states, targets)
         self._table = StreamTable(settings, contract)
         folder = tables.folder(settings, stream.table)
@@ -190,6 +179,7 @@ class Session:
             self._judge.forget(landed.positions)
             self._mark(version=landed.version)
         else:
+            self._notes.write("marker", {})
             self._make_again(reason)
         # Loads what judging needs, which takes seconds, before there are events that wait for it.
         self._judge.judge([], latest_us=0)
@@ -226,6 +216,7 @@ class Session:
     def take(self, events: list[Event]) -> None:
         """Judge the events and bring them online."""
         begun_s = time.monotonic()
+        self._check_store()
         latest_us = time.time_ns() // 1_000 + round(self._stream.max_ahead.total_seconds() * 1e6)
         judged = self._judge.judge(events, latest_us=latest_us)
         for event in events:
@@ -248,19 +239,6 @@ class Session:
         """Bring all that was read into the table, and wait until it is there."""
         self._start_flush()
         self._settle(wait=True)
-
-    def report(self) -> StreamReport:
-        """Say what came of it."""
-        meter = self._meter
-        return StreamReport(
-            table=self._stream.table,
-            version=self._folder.version(),
-            num_events=meter.num_events,
-            num_kept=meter.num_kept,
-            num_quarantined=meter.num_quarantined,
-            num_flushes=meter.num_flushes,
-            num_rebuilds=meter.num_rebuilds,
-        )
 
     def close(self) -> None:
         """Let go of everything; a flush that is under way ends first."""
@@ -320,10 +298,9 @@ class Session:
 
     def _look_around(self) -> None:
         """Notice, while nothing comes, what others did to the table and the online store."""
+        self._check_store()
         if self._table.version() != self._version:
             self._why_stale = self._why_stale or "somebody else wrote to the table"
-        elif not self._notes.read("marker"):
-            self._why_stale = self._why_stale or "the online store has no states"
 
     def _mend(self) -> None:
         """Make states again where they are not those of the table."""
@@ -367,7 +344,19 @@ class Session:
             "flush": self._flush_number,
             "generation": self._generation,
         }
-        self._notes.write("marker", marker, durable=durable)
+        if not self._notes.replace("marker", marker, durable=durable):
+            raise self._store_is_empty()
+
+    def _check_store(self) -> None:
+        """Make sure that the store is the one that was started with, and not a blank one."""
+        if not self._notes.read("marker"):
+            raise self._store_is_empty()
+
+    def _store_is_empty(self) -> StoreEmptyError:
+        return StoreEmptyError(
+            f"the online store has lost the states of {self._stream.table}",
+            next_step="start the stream again: they are made from the table",
+        )
 
     def _know(self, positions: Mapping[str, int]) -> None:
         self._floors = {partition_id(name): position for name, position in positions.items()}

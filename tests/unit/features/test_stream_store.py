@@ -4,6 +4,7 @@ import pytest
 from feast.repo_config import RepoConfig
 
 from payments import settings_in
+from penstock.errors import SettingsError
 from penstock.features.store import repo_config
 from penstock.features.stream_store import RedisStates, SqliteStates, open_states
 
@@ -25,6 +26,12 @@ class StatesBehaviour:
         states.write({b"one": b"1"})
         states.write({b"one": b"2"}, durable=True)
         assert states.read([b"one"]) == [b"2"]
+
+    def test_a_value_is_replaced_only_where_there_is_one(self, states):
+        states.write({b"one": b"1"})
+        assert states.replace(b"one", b"2", durable=True)
+        assert not states.replace(b"other", b"2")
+        assert states.read([b"one", b"other"]) == [b"2", None]
 
     def test_nothing_is_read_and_written_without_harm(self, states):
         states.write({})
@@ -61,3 +68,14 @@ class TestRedisStates(StatesBehaviour):
 
     def test_they_live_in_the_online_stores_redis(self, states):
         assert isinstance(states, RedisStates)
+
+    def test_a_redis_that_drops_keys_is_refused(self, states, config):
+        client = states._client
+        try:
+            client.config_set("maxmemory", "100mb")
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            with pytest.raises(SettingsError, match="allkeys-lru"):
+                open_states(config)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", "0")
