@@ -37,6 +37,7 @@ _NEEDS: dict[Kind, tuple[str, ...]] = {
     "min": ("min",),
     "max": ("max",),
     "std": ("sum", "squares"),
+    "last": ("last", "when"),
 }
 
 
@@ -96,7 +97,7 @@ class Layout:
             fields.append((f"values:{column}", "<u4"))
             for need in needs:
                 number = "<i8" if self.is_whole(column) else "<f8"
-                kind = {"true": "<u4", "squares": "<f8"}.get(need, number)
+                kind = {"true": "<u4", "squares": "<f8", "when": "<i8"}.get(need, number)
                 fields.append((f"{need}:{column}", kind))
         return np.dtype(fields)
 
@@ -117,14 +118,15 @@ def single_entries(layout: Layout, time_us: Ints, values: Mapping[str, pl.Series
         dtype = pl.Int64() if layout.is_whole(column) else pl.Float64()
         numbers = given.cast(dtype).fill_null(0).to_numpy()
         for need in needs:
-            fields[f"{need}:{column}"] = _of_single_values(need, numbers, is_value)
+            given_us = time_us if need == "when" else numbers
+            fields[f"{need}:{column}"] = _of_single_values(need, given_us, is_value)
     return fields
 
 
 def _of_single_values(
     need: str, numbers: NDArray[Any], is_value: NDArray[np.bool_]
 ) -> NDArray[Any]:
-    if need == "sum":
+    if need in ("sum", "last"):
         return numbers
     if need == "true":
         is_true: NDArray[Any] = numbers != 0
@@ -163,12 +165,14 @@ def merge_cells(
     first = np.flatnonzero(np.concatenate([[True], ~is_same]))
     last = np.append(first[1:], len(owner)) - 1
     merged: Fields = {"time": fields["time"][last]}
+    run = np.repeat(np.arange(len(first)), last - first + 1)
     for name, values in fields.items():
         need, _, column = name.partition(":")
         if need == "squares":
-            run = np.repeat(np.arange(len(first)), last - first + 1)
             merged[name] = squares_about_mean(fields, column, first, run)
-        elif need in ("min", "max"):
+        elif need == "last":
+            merged[name] = values[_newest_values(fields[f"when:{column}"], first, run)]
+        elif need in ("min", "max", "when"):
             merged[name] = (np.minimum if need == "min" else np.maximum).reduceat(values, first)
         elif need != "time":
             merged[name] = np.add.reduceat(values, first)
@@ -191,6 +195,13 @@ def squares_about_mean(fields: Fields, column: str, first: Ints, run: Ints) -> N
     squares = fields[f"squares:{column}"] + count * deviation**2
     of_runs: NDArray[Any] = np.add.reduceat(squares, first)
     return of_runs
+
+
+def _newest_values(when: Ints, first: Ints, run: Ints) -> Ints:
+    """The entry of each run whose value is the newest, which need not be the newest entry."""
+    is_newest = when == np.maximum.reduceat(when, first)[run]
+    places: Ints = np.maximum.reduceat(np.where(is_newest, np.arange(len(when)), 0), first)
+    return places
 
 
 def partition_id(name: str) -> int:

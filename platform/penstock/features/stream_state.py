@@ -243,6 +243,12 @@ class _Window:
             neutral = extremes_of(values.dtype)[kind == "min"]
             extreme = _nullable(self._reduce(pick, values, neutral), count < 1)
             return extreme.cast(layout.schema[column])
+        if kind == "last":
+            has_value = self._fields[f"values:{column}"] > 0
+            places = np.where(has_value, np.arange(len(has_value)), 0)
+            newest = self._reduce(np.maximum, places, 0)
+            values = self._fields[f"last:{column}"][newest]
+            return _nullable(values, count < 1).cast(layout.schema[column])
         total = self._sum(f"sum:{column}")
         if kind == "sum":
             return pl.Series(total if layout.is_whole(column) else total.astype(np.float64))

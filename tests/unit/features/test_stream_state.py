@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from penstock.features import stream_state, windows
+from penstock.features import stream_entries, stream_state, windows
 from penstock.features.stream_entries import Layout, partition_id
 from penstock.features.stream_state import Arrivals, apply
 from penstock.features.windows import Aggregation, Windows
@@ -40,6 +40,7 @@ DECLARED = Windows(
         Aggregation(kind="max", column="whole", name="max_{window}"),
         Aggregation(kind="max", column="flag", name="any_{window}"),
         Aggregation(kind="std", column="real", name="std_{window}"),
+        Aggregation(kind="last", column="real", name="last_{window}"),
     ),
 )
 
@@ -213,7 +214,16 @@ def same(served: dict, own: list[tuple], label: str, start: int, end: int) -> bo
         "any": max(marked, default=None),
         "std": float(np.std(np.array(reals, np.longdouble), ddof=1)) if len(reals) > 1 else None,
     }
-    return all(is_close(served[f"{name}_{label}"], value) for name, value in wanted.items())
+    valued = [row for row in inside if row[1] is not None]
+    # Of values at the same time a merged one may be either.
+    last = {row[1] for row in valued if row[0] == max(row[0] for row in valued)} or {None}
+    return any(is_close(served[f"last_{label}"], value) for value in last) and all(
+        is_close(served[f"{name}_{label}"], value) for name, value in wanted.items()
+    )
+
+
+def test_every_kind_of_aggregation_is_known():
+    assert stream_entries._NEEDS.keys() == set(windows._KINDS)
 
 
 class TestPositions:
