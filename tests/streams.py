@@ -1,25 +1,26 @@
 """Streams in tests: a log of events in memory, and what the online store and batch say."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
 import orjson
 import polars as pl
+from feast import FeatureView
 from feast.infra.online_stores.helpers import get_online_store_from_config
 
-from payments import TRANSACTIONS, USE_CASE
+from payments import TRANSACTIONS
 from penstock.data import tables
 from penstock.data.events import Event
 from penstock.features import entity_keys, windows
 from penstock.features.declarations import load_feature_objects, load_feature_tables
 from penstock.features.online_rows import RowStore
 from penstock.features.store import repo_config
+from penstock.features.windows import Windows
 from penstock.settings import Settings
-
-VIEWS = {
-    "card_fraud_customer": "card_fraud.customer_windows",
-    "card_fraud_terminal": "card_fraud.terminal_windows",
-}
+from penstock.use_cases import split_name
 
 
 class MemoryLog:
@@ -72,51 +73,69 @@ def messages(payments: pl.DataFrame) -> list[bytes]:
     return [orjson.dumps(row) for row in texts.iter_rows(named=True)]
 
 
-def online_rows(settings: Settings) -> dict[str, dict[int, tuple]]:
+@dataclass(frozen=True)
+class _Shown:
+    """A view of a feature table that is made from the raw one."""
+
+    view: FeatureView
+    windows: Windows
+    raw: pl.DataFrame
+
+    @property
+    def entity(self) -> str:
+        [entity] = self.windows.entity
+        return entity
+
+
+def _shown(settings: Settings, table: str) -> dict[str, _Shown]:
+    use_case, _ = split_name(table)
+    raw = tables.scan(settings, table).collect()
+    feature_tables = load_feature_tables(settings, use_case)
+    return {
+        name: _Shown(view, feature_tables[view.batch_source.table].windows, raw)
+        for name, view in load_feature_objects(settings, use_case).views.items()
+    }
+
+
+def online_rows(settings: Settings, table: str = TRANSACTIONS) -> dict[str, dict[Any, tuple]]:
     """By view and entity of the raw table: event time in microseconds, and the features."""
     config = repo_config(settings)
     store = cast(RowStore, get_online_store_from_config(config.online_store))
-    raw = tables.scan(settings, TRANSACTIONS).collect()
-    views = load_feature_objects(settings, USE_CASE).views
     found = {}
-    for name, feature_table in VIEWS.items():
-        declared = load_feature_tables(settings, USE_CASE)[feature_table].windows
-        [entity] = declared.entity
-        entities = raw[entity].unique().sort().to_list()
-        keys = entity_keys.encode({entity: entities})
-        read = store.read_rows(config, views[name], keys, list(declared.feature_names()))
-        found[name] = {
-            who: (at, *values)
-            for who, at, values in zip(
-                entities, read.event_us.tolist(), read.values.tolist(), strict=True
-            )
-        }
+    for name, shown in _shown(settings, table).items():
+        entities = shown.raw[shown.entity].unique().sort().to_list()
+        keys = entity_keys.encode({shown.entity: entities})
+        features = list(shown.windows.feature_names())
+        read = store.read_rows(config, shown.view, keys, features)
+        rows = zip(entities, read.event_us.tolist(), read.values.tolist(), strict=True)
+        found[name] = {who: (at, *values) for who, at, values in rows}
     store.disconnect()
     return found
 
 
-def batch_rows(settings: Settings) -> dict[str, dict[int, tuple]]:
+def batch_rows(settings: Settings, table: str = TRANSACTIONS) -> dict[str, dict[Any, tuple]]:
     """The same as batch computes it from the raw table."""
-    raw = tables.scan(settings, TRANSACTIONS).collect()
     found = {}
-    for name, feature_table in VIEWS.items():
-        declared = load_feature_tables(settings, USE_CASE)[feature_table].windows
-        [entity] = declared.entity
-        rows = windows.compute(raw, declared).sort(declared.event_time, maintain_order=True)
-        newest = rows.unique(entity, keep="last").with_columns(
-            pl.col(declared.event_time).to_physical()
+    for name, shown in _shown(settings, table).items():
+        time = shown.windows.event_time
+        rows = windows.compute(shown.raw, shown.windows).sort(time, maintain_order=True)
+        newest = rows.unique(shown.entity, keep="last")
+        columns = newest.select(
+            shown.entity,
+            pl.col(time).to_physical(),
+            *(pl.col(name).cast(pl.Float64) for name in shown.windows.feature_names()),
         )
-        features = [pl.col(name).cast(pl.Float64) for name in declared.feature_names()]
-        columns = newest.select(entity, declared.event_time, *features)
         found[name] = {row[0]: row[1:] for row in columns.iter_rows()}
     return found
 
 
-def assert_online_is_batch(settings: Settings) -> None:
-    online, batch = online_rows(settings), batch_rows(settings)
+def assert_online_is_batch(settings: Settings, table: str = TRANSACTIONS) -> None:
+    online, batch = online_rows(settings, table), batch_rows(settings, table)
     for view, rows in batch.items():
         for who, (at, *values) in rows.items():
             online_at, *online_values = online[view][who]
             assert online_at == at, (view, who)
-            for one, other in zip(online_values, values, strict=True):
-                assert abs(one - other) <= 1e-9 * max(1.0, abs(other)), (view, who, one, other)
+            wanted = [math.nan if value is None else value for value in values]
+            np.testing.assert_allclose(
+                online_values, wanted, rtol=1e-9, atol=1e-9, err_msg=f"{view}, {who}"
+            )

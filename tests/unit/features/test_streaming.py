@@ -1,15 +1,25 @@
 import os
+import random
 from datetime import UTC, datetime, timedelta
 
 import orjson
 import polars as pl
 import pytest
 
-from payments import NUM_DAYS, TRANSACTIONS, USE_CASE, commit_payments, make_payments
+from payments import (
+    NUM_DAYS,
+    TRANSACTIONS,
+    USE_CASE,
+    commit_payments,
+    make_payments,
+    settings_in,
+)
 from penstock.data import quarantine, tables
+from penstock.data.events import Push
 from penstock.errors import BusyError
 from penstock.features import streaming
-from penstock.features.stream_declarations import get_stream
+from penstock.features.store import apply
+from penstock.features.stream_declarations import Stream, get_stream
 from penstock.features.streaming import applied_positions, run
 from penstock.locks import exclusive
 from streams import (
@@ -108,8 +118,6 @@ class TestStream:
         assert_online_is_batch(prepared)
 
     def test_an_emptied_online_store_is_filled_again(self, prepared):
-        from penstock.features.store import apply
-
         log = MemoryLog(log=messages(more_payments(50)))
         stream(prepared, log)
         for part in prepared.storage_path.glob("online_store.db*"):
@@ -139,6 +147,37 @@ class TestStream:
         run(prepared, get_stream(prepared, USE_CASE), lambda: source, should_stop=stop)
         assert seen == [BEFORE + 20]
         assert log.committed == {"log": 20}
+
+
+class TestAnotherUseCase:
+    """Text keys, a key of two columns, windows of several delays, and no table before."""
+
+    READINGS = "bike_demand.readings"
+
+    def reading(self, number: int) -> dict:
+        at = datetime(2024, 5, 1, tzinfo=UTC) + timedelta(minutes=17 * number)
+        return {
+            "moment": at.isoformat(),
+            "station": f"place-{number % 3}",
+            "bikes": number * 7 % 31,
+            "clouds": 0,
+            "humidity": 80,
+            "pressure": 1013.0,
+            "temperature": 15.5,
+            "wind": 3.0,
+            "description": "clear sky",
+        }
+
+    def test_the_first_event_makes_the_table(self, tmp_path):
+        settings = settings_in(tmp_path)
+        apply(settings, ["bike_demand"])
+        readings = [orjson.dumps(self.reading(number)) for number in range(1_000)]
+        random.Random(3).shuffle(readings)
+        log = MemoryLog(log=[*readings, readings[5]])
+        declared = Stream(table=self.READINGS, sources=(Push(),))
+        report = run(settings, declared, log.source, until_idle_s=0.0)
+        assert (report.num_kept, report.num_quarantined) == (1_000, 1)
+        assert_online_is_batch(settings, self.READINGS)
 
 
 class _KilledError(Exception):
