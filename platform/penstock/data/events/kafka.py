@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from penstock.data.events import MAX_EVENT_BYTES, Event, KafkaTopic
-from penstock.errors import BusyError, DataError, SettingsError, unknown_name
+from penstock.errors import BusyError, ClusterError, DataError, SettingsError, unknown_name
 from penstock.logs import redact
 
 OUR_OPTIONS = frozenset(
@@ -208,12 +208,9 @@ class KafkaSource:
         code = error.code()
         if code == KafkaError._AUTO_OFFSET_RESET:
             self._fault = self._dropped(message)
-        elif error.fatal() or code in (
-            KafkaError._FENCED,
-            KafkaError.FENCED_INSTANCE_ID,
-        ):
+        elif code in (KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID):
             self._fault = BusyError(
-                f"another process reads {self._topic} as {self._group} ({error.name()})",
+                f"another process reads {self._topic} as {self._group}",
                 next_step="one stream a table: end one of the two",
             )
         elif code in (
@@ -225,6 +222,11 @@ class KafkaSource:
             self._fault = SettingsError(
                 f"Kafka refuses us: {self._shown(error)}",
                 next_step="mend the credentials in the setting kafka",
+            )
+        elif error.fatal():
+            self._fault = ClusterError(
+                f"Kafka's client cannot go on: {self._shown(error)}",
+                next_step="start the stream again; nothing is lost",
             )
         else:
             self._tell("read", self._shown(error))

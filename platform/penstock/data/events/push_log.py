@@ -259,7 +259,11 @@ def _engine(url: str) -> Any:
         raise SettingsError(
             f"pushed events cannot be kept in {kind}", allowed="sqlite or postgresql"
         )
-    Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    file = Path(url.removeprefix("sqlite:///"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        # Events are about people; SQLite gives its other files the same mode.
+        file.touch(mode=0o600)
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
 
     @sqlalchemy.event.listens_for(engine, "connect")

@@ -1,7 +1,12 @@
 """Against librdkafka's mock cluster: the real protocol over TCP, brokers in this process."""
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +16,7 @@ from mock_kafka import MockKafka, mock_kafka
 from penstock.data.events import MAX_EVENT_BYTES, Event, KafkaTopic
 from penstock.data.events import kafka as kafka_source
 from penstock.data.events.kafka import OUR_OPTIONS, KafkaSource
-from penstock.errors import DataError, SettingsError
+from penstock.errors import BusyError, ClusterError, DataError, NotFoundError, SettingsError
 
 TABLE = "shop.orders"
 WAIT_S = 30.0
@@ -21,6 +26,16 @@ WAIT_S = 30.0
 def kafka() -> Iterator[MockKafka]:
     with mock_kafka(**{"message.max.bytes": str(4 << 20)}) as running:
         yield running
+
+
+def read(source: KafkaSource, num_events: int) -> list[Event]:
+    """Poll until so many events are there."""
+    events: list[Event] = []
+    deadline_s = time.monotonic() + WAIT_S
+    while len(events) < num_events:
+        assert time.monotonic() < deadline_s, f"only {len(events)} of {num_events} came"
+        events += source.poll(100, 0.2)
+    return events
 
 
 class Opened:
@@ -38,13 +53,7 @@ class Opened:
         return f"kafka:{self.group}/{self.topic}/{number}"
 
     def read(self, num_events: int) -> list[Event]:
-        """Poll until so many events are there."""
-        events: list[Event] = []
-        deadline_s = time.monotonic() + WAIT_S
-        while len(events) < num_events:
-            assert time.monotonic() < deadline_s, f"only {len(events)} of {num_events} came"
-            events += self.source.poll(100, 0.2)
-        return events
+        return read(self.source, num_events)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +216,77 @@ class TestFaults:
             read()
         source.close()
         assert "hush" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("name", "is_fatal", "fault"),
+        [
+            ("FENCED_INSTANCE_ID", True, BusyError),
+            ("GROUP_AUTHORIZATION_FAILED", False, SettingsError),
+            ("_STATE", True, ClusterError),
+            ("_TRANSPORT", False, None),
+            ("NOT_COORDINATOR", False, None),
+        ],
+    )
+    def test_what_passes_is_told_from_what_somebody_must_mend(self, name, is_fatal, fault):
+        from confluent_kafka import KafkaError
+
+        source = KafkaSource({}, KafkaTopic(topic="t"), TABLE)
+        with structlog.testing.capture_logs() as told:
+            source._hear(KafkaError(getattr(KafkaError, name), "why", fatal=is_fatal))
+        assert (type(source._fault) if source._fault else None) == fault
+        assert bool(told) == (fault is None)
+
+    def test_a_topic_that_is_not_there_is_an_error_with_the_nearest_offered(self):
+        from confluent_kafka import KafkaError
+
+        class Brokers:
+            """The mock cluster makes each topic that it is asked for."""
+
+            def list_topics(self, topic: str | None = None, timeout: float = 0) -> Any:
+                absent = SimpleNamespace(error=KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+                known = {"orders": SimpleNamespace(error=None)}
+                return SimpleNamespace(topics={topic: absent} if topic else known)
+
+        source = KafkaSource({}, KafkaTopic(topic="order"), TABLE)
+        source._consumer = Brokers()
+        with pytest.raises(NotFoundError, match="did you mean 'orders'"):
+            source._look_up_topic()
+
+    def test_a_broker_that_hangs_for_a_moment_is_waited_for(self):
+        script = (
+            "import sys\n"
+            "from mock_kafka import MockKafka\n"
+            "kafka = MockKafka()\n"
+            "kafka.make_topic('t')\n"
+            "print(kafka.servers, flush=True)\n"
+            "for line in sys.stdin:\n"
+            "    kafka.send('t', {'n': line.strip()})\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[3],
+            text=True,
+        ) as broker:
+            assert broker.stdin is not None
+            assert broker.stdout is not None
+            options = {"bootstrap.servers": broker.stdout.readline().strip()}
+            source = KafkaSource(options, KafkaTopic(topic="t"), TABLE)
+            source.open({}, lambda: None)
+            events: list[Event] = []
+            for number in range(2):
+                broker.stdin.write(f"{number}\n")
+                broker.stdin.flush()
+                events += read(source, 1)
+                broker.send_signal(signal.SIGSTOP)
+                assert source.poll(10, 0.5) == []
+                # Does not wait for the broker: other sources may have events.
+                source.commit({events[-1].partition: events[-1].next_offset})
+                broker.send_signal(signal.SIGCONT)
+            assert [event.offset for event in events] == [0, 1]
+            source.close()
+            broker.kill()
 
     @pytest.mark.parametrize("option", sorted(OUR_OPTIONS))
     def test_what_makes_each_event_count_once_is_not_to_be_set(self, option: str):

@@ -131,6 +131,11 @@ class TestSqlite(LogBehaviour):
         make().append([pushed(b"a")])
         assert make().read(TABLE, 0, 10) == [(0, b"a")]
 
+    def test_its_files_are_for_their_owner_only(self, make, tmp_path: Path):
+        make().append([pushed(b"a")])
+        files = list((tmp_path / "folder").iterdir())
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
     def test_what_was_answered_is_on_disk(self, make):
         with make()._engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
@@ -142,7 +147,7 @@ class TestSqlite(LogBehaviour):
         found = log.read(TABLE, 10, 100)
         assert [number for number, _ in found] == list(range(10, 150))
 
-    @hypothesis_settings(max_examples=30, deadline=None)
+    @hypothesis_settings(max_examples=15, deadline=None)
     @given(
         bodies=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), max_size=8),
         trims=st.lists(st.integers(0, 12), max_size=3),
