@@ -10,16 +10,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import structlog
+
 from penstock import logs
 from penstock.cluster import local
 from penstock.cluster.connection import connect
-from penstock.errors import ClusterError, NotFoundError
+from penstock.errors import ClusterError, NotFoundError, PenstockError
 from penstock.locks import exclusive
 from penstock.serving.code import freeze_code
 from penstock.serving.http import ROOT_APP
 from penstock.settings import Settings, load_settings
 
 _LOCK_WAIT_S = 180.0
+_ATTEMPTS = 3
+
+log = structlog.get_logger()
 
 
 def url(settings: Settings) -> str:
@@ -137,6 +142,20 @@ def load_builders(settings: Settings) -> ModuleType:
     return module
 
 
+def start_in_background(settings: Settings) -> None:
+    """Start as `penstock up` wants it: nobody watches, so what was only too slow is tried again."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            start(settings)
+        except PenstockError:
+            raise
+        except Exception as error:  # noqa: BLE001 - on a busy machine Serve kills its slow proxy
+            log.warning("serve_did_not_start", reason=f"{type(error).__name__}: {error}")
+        else:
+            return
+    start(settings)
+
+
 if __name__ == "__main__":
     logs.configure()
-    start(load_settings())
+    start_in_background(load_settings())

@@ -44,3 +44,31 @@ def test_the_code_of_the_root_application_is_named_by_its_digest(monkeypatch: py
             ray.serve.context, "_get_global_client", lambda options=options: running(options)
         )
         assert server._root_code() == code
+
+
+class TestStartInBackground:
+    def fail(self, monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> list[Exception]:
+        waiting = list(failures)
+
+        def start(_settings: Settings) -> None:
+            if waiting:
+                raise waiting.pop(0)
+
+        monkeypatch.setattr(server, "start", start)
+        return waiting
+
+    def test_what_was_too_slow_is_tried_again(self, monkeypatch: pytest.MonkeyPatch):
+        waiting = self.fail(monkeypatch, RuntimeError("the actor died"), RuntimeError("again"))
+        server.start_in_background(Settings())
+        assert waiting == []
+
+    def test_what_somebody_must_mend_is_not(self, monkeypatch: pytest.MonkeyPatch):
+        waiting = self.fail(monkeypatch, ClusterError("no Ray"), RuntimeError("unreached"))
+        with pytest.raises(ClusterError):
+            server.start_in_background(Settings())
+        assert len(waiting) == 1
+
+    def test_at_some_time_it_gives_up(self, monkeypatch: pytest.MonkeyPatch):
+        self.fail(monkeypatch, *(RuntimeError(str(n)) for n in range(9)))
+        with pytest.raises(RuntimeError, match="2"):
+            server.start_in_background(Settings())
