@@ -154,18 +154,28 @@ def _render_selection(console: "Console", found: Mapping[str, Any]) -> None:
     )
     for pair in found["redundant_pairs"]:
         console.print(
-            f"redundant: {pair['first']} and {pair['second']}, rank correlation "
+            f"alike: {pair['first']} and {pair['second']}, rank correlation "
             f"{pair['rank_correlation']:.3f}",
             highlight=False,
             soft_wrap=True,
         )
+    for feature in found["features"]:
+        if feature["gain"]:
+            gain = feature["gain"]
+            says = "redundant" if feature["redundant_with"] else "stays"
+            console.print(
+                f"{feature['name']} {says}: it adds {gain['mean']:.4f} ({gain['low']:.4f} to "
+                f"{gain['high']:.4f})",
+                highlight=False,
+                soft_wrap=True,
+            )
     first, last = found["folds"][0]["train_start"][:10], found["folds"][-1]["test_end"][:10]
-    scores = ", ".join(f"{fold['score']:.3f}" for fold in found["folds"])
     console.print(
-        f"{num_folds} {found['kind_of_folds']} folds from {first} to {last}; scores {scores}",
-        highlight=False,
-        soft_wrap=True,
+        f"{num_folds} {found['kind_of_folds']} folds from {first} to {last}", highlight=False
     )
+    for which in ("all", "kept"):
+        values = ", ".join(f"{fold[f'metric_of_{which}']:.3f}" for fold in found["folds"])
+        console.print(f"{found['metric']} of {which} features: {values}", highlight=False)
     for reason in found["folds_left_out"]:
         console.print(f"left out: {reason}", markup=False, soft_wrap=True)
     num_kept = sum(feature["is_kept"] for feature in found["features"])

@@ -1,17 +1,17 @@
 """The rule by which features are ranked and kept: pure functions of what the folds measured.
 
-Of two features with a rank correlation above 0.95 only the one with more mutual information stays.
-Of the rest a feature is kept where its permutation importance is above that of every column of
-noise in at least four folds of five.
+Of two features with a rank correlation above 0.95, the one with less mutual information stays only
+where adding it to those that stand helps more than adding noise. Of what stays, a feature is kept
+where its permutation importance is above that of noise. Both in at least four folds of five.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from penstock.records import Record
-from penstock.training.importance import Array, FoldImportance
+from penstock.training.importance import Array, FoldAddition, FoldImportance
 
 MAX_CORRELATION = 0.95
 _SHARE_OF_FOLDS = 0.8
@@ -35,7 +35,11 @@ class RankedFeature(Record):
     """In nats."""
     importance: Interval | None
     """By how much the metric worsens when it is shuffled; None: redundant, so never measured."""
+    gain: Interval | None
+    """By how much the metric improves when it joins those that stand, for one that is alike to
+    one of them."""
     num_folds_above_noise: int
+    """Of its importance, or of its gain where it is redundant."""
     redundant_with: str | None
     is_kept: bool
 
@@ -66,12 +70,23 @@ def find_twins(correlations: Array, information: Array) -> dict[int, int]:
     return twins
 
 
+def needed_twins(twins: Sequence[int], found: Sequence[FoldAddition]) -> list[int]:
+    """Give the twins that add more than noise in enough folds, though they are alike to others."""
+    above = _folds_above(found, len(twins))
+    return [t for t, folds in zip(twins, above, strict=True) if folds >= folds_needed(len(found))]
+
+
+def _folds_above(found: Sequence[FoldAddition], num: int) -> list[int]:
+    return [sum(fold.gains[at] > fold.noise for fold in found) for at in range(num)]
+
+
 def rank(
     names: Sequence[str],
     information: Sequence[Sequence[float]],
     standing: Sequence[int],
     found: Sequence[FoldImportance],
-    twins: dict[int, int],
+    twins: Mapping[int, int],
+    additions: Sequence[FoldAddition],
     top: int | None,
 ) -> list[RankedFeature]:
     """Order the features and mark those that the rule keeps.
@@ -80,40 +95,48 @@ def rank(
         names: of all features.
         information: [folds][features], in nats.
         standing: the places of the features whose importance was measured.
-        found: what each fold says, its importances in the order of `standing`.
+        found: what each fold says of them, importances in the order of `standing`.
         twins: see `find_twins`.
+        additions: what each fold says of the twins, in their order; empty where there are none.
         top: keep at most so many.
     """
-    needed = folds_needed(len(found))
-    by_importance = []
+    told = [interval([fold[place] for fold in information]) for place in range(len(names))]
+    gains = {
+        place: interval([fold.gains[at] for fold in additions]) for at, place in enumerate(twins)
+    }
+    measured = []
     for column, place in enumerate(standing):
         over_folds = [each.importance[column] for each in found]
         above = sum(each.importance[column] > each.noise for each in found)
-        by_importance.append((interval(over_folds), above, place))
-    by_importance.sort(key=lambda entry: (-entry[0].mean, entry[2]))
+        measured.append((interval(over_folds), above, place))
+    measured.sort(key=lambda entry: (-entry[0].mean, entry[2]))
     ranked: list[RankedFeature] = []
-    for measured, above, place in by_importance:
-        room = top is None or sum(feature.is_kept for feature in ranked) < top
+    for importance, above, place in measured:
+        has_room = top is None or sum(feature.is_kept for feature in ranked) < top
         ranked.append(
             RankedFeature(
                 name=names[place],
-                mutual_information=interval([fold[place] for fold in information]),
-                importance=measured,
+                mutual_information=told[place],
+                importance=importance,
+                gain=gains.get(place),
                 num_folds_above_noise=above,
                 redundant_with=None,
-                is_kept=room and above >= needed,
+                is_kept=has_room and above >= folds_needed(len(found)),
             )
         )
+    above_noise = dict(zip(twins, _folds_above(additions, len(twins)), strict=True))
     last = [
         RankedFeature(
             name=names[place],
-            mutual_information=interval([fold[place] for fold in information]),
+            mutual_information=told[place],
             importance=None,
-            num_folds_above_noise=0,
+            gain=gains[place],
+            num_folds_above_noise=above_noise[place],
             redundant_with=names[other],
             is_kept=False,
         )
         for place, other in twins.items()
+        if place not in standing
     ]
     return ranked + sorted(last, key=lambda feature: -feature.mutual_information.mean)
 
@@ -132,8 +155,9 @@ def rule(num_folds: int, top: int | None) -> str:
     """Say the rule in one sentence."""
     return (
         f"Kept: what matters more than noise in {folds_needed(num_folds)} of {num_folds} folds; of "
-        f"features with a rank correlation above {MAX_CORRELATION} only the one with the most "
-        "mutual information" + ("." if top is None else f"; the first {top} of these.")
+        f"features with a rank correlation above {MAX_CORRELATION} the one with less mutual "
+        "information stays only where it adds more than noise in as many"
+        + ("." if top is None else f"; the first {top} of these.")
     )
 
 

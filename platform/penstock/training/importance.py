@@ -17,6 +17,8 @@ from penstock.training.validation import Examples
 
 Array = npt.NDArray[Any]
 
+Measure = Callable[[Examples, Array], float]
+"""The metric of test examples and scores, turned so that higher is better."""
 NUM_NOISE = 3
 """Columns of noise that stand beside the features: who does not matter more, does not matter."""
 _NUM_REPEATS = 5
@@ -35,11 +37,19 @@ class Fold:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldAddition:
+    """What one fold says of features that join those that stand."""
+
+    gains: list[float]
+    """By how much the metric improves, for each of them by itself."""
+    noise: float
+    """The most that a column of noise seemed to add."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoldImportance:
     """What one fold says, in the order of the features."""
 
-    score: float
-    """The metric on the fold's later side."""
     importance: list[float]
     """By how much the metric worsens when the feature's values are shuffled."""
     noise: float
@@ -76,47 +86,94 @@ def mutual_information(fold: Fold) -> list[float]:
     return told
 
 
-def permutation_importance(
-    fold: Fold, measure: Callable[[Examples, Array], float]
-) -> FoldImportance:
+def permutation_importance(fold: Fold, measure: Measure) -> FoldImportance:
     """Fit boosted trees on the training side; shuffle one feature after the other on the test side.
 
     Args:
         fold: the sides; the redundant features are left out already.
-        measure: the metric of test examples and scores, turned so that higher is better.
+        measure: see `Measure`.
     """
     from sklearn.inspection import permutation_importance as permuted
-    from xgboost import XGBClassifier, XGBRegressor
 
-    draw = np.random.default_rng(fold.seed)
-    sides = [
-        np.hstack([side, draw.normal(size=(len(side), NUM_NOISE)).astype(np.float32)])
-        for side in _filled(fold.feature_names, fold.train.features, fold.test.features)
-    ]
-    kind = XGBClassifier if fold.task == "binary" else XGBRegressor
-    trees = kind(n_estimators=100, random_state=fold.seed, n_jobs=1)
-
-    def score(fitted: Any, features: Array, _labels: Array) -> float:
-        if fold.task == "binary":
-            return measure(fold.test, fitted.predict_proba(features)[:, 1].astype(np.float64))
-        return measure(fold.test, fitted.predict(features).astype(np.float64))
-
-    trees.fit(sides[0], fold.train.labels)
+    train, test = (
+        np.hstack([side, noise])
+        for side, noise in zip(_both_sides(fold), _noise(fold), strict=True)
+    )
+    trees = _fitted(fold, train)
     found = permuted(
         trees,
-        sides[1],
+        test,
         fold.test.labels,
-        scoring=score,
+        scoring=lambda fitted, features, _labels: _score(fold, fitted, features, measure),
         n_repeats=_NUM_REPEATS,
         random_state=fold.seed,
         n_jobs=1,
     )
     means = found.importances_mean
     return FoldImportance(
-        score=score(trees, sides[1], fold.test.labels),
         importance=means[:-NUM_NOISE].tolist(),
         noise=float(means[-NUM_NOISE:].max()),
     )
+
+
+def added_value(
+    fold: Fold, standing: Sequence[int], added: Sequence[int], measure: Measure
+) -> FoldAddition:
+    """Give by how much the metric improves when one feature more joins those that stand.
+
+    Two features that order rows alike may tell by their difference what neither tells alone.
+    """
+    train, test = _both_sides(fold)
+    noise = _noise(fold)
+
+    def score(*more: list[Array]) -> float:
+        sides = [
+            np.hstack([side[:, list(standing)], *(each[number] for each in more)])
+            for number, side in enumerate((train, test))
+        ]
+        return _score(fold, _fitted(fold, sides[0]), sides[1], measure)
+
+    alone = score()
+    return FoldAddition(
+        gains=[score([train[:, [place]], test[:, [place]]]) - alone for place in added],
+        noise=max(
+            score([side[:, [column]] for side in noise]) - alone for column in range(NUM_NOISE)
+        ),
+    )
+
+
+def score_alone(fold: Fold, measure: Measure) -> float:
+    """Give the metric of trees on the fold's features; with none at all, of one guess for all."""
+    if not fold.feature_names:
+        guess = float(fold.train.labels.mean())
+        return measure(fold.test, np.full(fold.test.num_rows, guess))
+    train, test = _both_sides(fold)
+    return _score(fold, _fitted(fold, train), test, measure)
+
+
+def _both_sides(fold: Fold) -> list[Array]:
+    return _filled(fold.feature_names, fold.train.features, fold.test.features)
+
+
+def _noise(fold: Fold) -> list[Array]:
+    draw = np.random.default_rng(fold.seed)
+    return [
+        draw.normal(size=(side.num_rows, NUM_NOISE)).astype(np.float32)
+        for side in (fold.train, fold.test)
+    ]
+
+
+def _fitted(fold: Fold, features: Array) -> Any:
+    from xgboost import XGBClassifier, XGBRegressor
+
+    kind = XGBClassifier if fold.task == "binary" else XGBRegressor
+    return kind(n_estimators=100, random_state=fold.seed, n_jobs=1).fit(features, fold.train.labels)
+
+
+def _score(fold: Fold, trees: Any, features: Array, measure: Measure) -> float:
+    if fold.task == "binary":
+        return measure(fold.test, trees.predict_proba(features)[:, 1].astype(np.float64))
+    return measure(fold.test, trees.predict(features).astype(np.float64))
 
 
 def rank_correlations(features: Array, feature_names: tuple[str, ...]) -> Array:

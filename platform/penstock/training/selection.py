@@ -4,10 +4,10 @@ Everything is measured on folds of time that end before the model's test begins,
 stays unseen; the rule stands in `feature_ranking`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -29,11 +29,12 @@ from penstock.training.feature_ranking import (
     RedundantPair,
     find_twins,
     interval,
+    needed_twins,
     rank,
     redundant_pairs,
     rule,
 )
-from penstock.training.importance import Array, Fold, FoldImportance
+from penstock.training.importance import Array, Fold, FoldAddition
 from penstock.training.metrics import evaluate
 from penstock.training.study_folds import StudyFolds, study_folds
 from penstock.training.validation import Examples, split, to_examples
@@ -52,8 +53,10 @@ class FoldSummary(Record):
     test_end: str
     num_training_rows: int
     num_test_rows: int
-    score: float
-    """The model's primary metric, turned so that higher is better."""
+    metric_of_all: float
+    """The model's primary metric, of boosted trees on every feature."""
+    metric_of_kept: float
+    """The same on the kept ones. Chosen on these very folds, they look a little too good."""
 
 
 class Selection(Record):
@@ -137,30 +140,37 @@ def select(
     rows = read_training_set(made)
     folds, used, left_out = _folds(rows, made, model, plan, seed)
     names = made.feature_names
-    information = _followed(
-        progress,
-        "mutual information",
-        run(importance.mutual_information, [{"fold": fold} for fold in folds]),
-        len(folds),
-    )
+
+    def over_folds(
+        step: str, function: Callable[..., T], kept: Sequence[int] | None = None, **more: Any
+    ) -> list[T]:
+        asked = folds if kept is None else [importance.keep(fold, kept) for fold in folds]
+        results = run(function, [{"fold": fold, **more} for fold in asked])
+        return _followed(progress, step, results, len(folds))
+
+    information = over_folds("mutual information", importance.mutual_information)
     correlations = importance.rank_correlations(_pooled(folds), names)
     twins = find_twins(correlations, np.mean(information, axis=0))
-    standing = [place for place in range(len(names)) if place not in twins]
     measure = partial(_measure, model)
-    calls = [{"fold": importance.keep(fold, standing), "measure": measure} for fold in folds]
-    found = _followed(
-        progress,
-        "permutation importance",
-        run(importance.permutation_importance, calls),
-        len(folds),
+    standing = [place for place in range(len(names)) if place not in twins]
+    additions: list[FoldAddition] = []
+    if twins:
+        asked: dict[str, Any] = {"standing": standing, "added": list(twins), "measure": measure}
+        additions = over_folds("alike features", importance.added_value, **asked)
+        standing = sorted([*standing, *needed_twins(list(twins), additions)])
+    found = over_folds(
+        "permutation importance", importance.permutation_importance, standing, measure=measure
     )
-    ranked = rank(names, information, standing, found, twins, top)
+    ranked = rank(names, information, standing, found, twins, additions, top)
     kept_if = rule(len(folds), top)
     made_from = (
         f"Training set {made.id[:16]}, {len(folds)} {plan.kind} folds from {plan.start:%Y-%m-%d} "
         f"to {plan.end:%Y-%m-%d}, {model.primary_metric}, seed {seed}."
     )
     kept = [feature.name for feature in ranked if feature.is_kept]
+    places = [names.index(name) for name in kept]
+    of_all = over_folds("all features", importance.score_alone, measure=measure)
+    of_kept = over_folds("kept features", importance.score_alone, places, measure=measure)
     text = service_text(settings, model.use_case, service, kept, notes=(kept_if, made_from))
     return Selection(
         use_case=model.use_case,
@@ -171,7 +181,9 @@ def select(
         training_set_id=made.id,
         table_versions=made.table_versions,
         kind_of_folds=plan.kind,
-        folds=tuple(_summary(f, u, i) for f, u, i in zip(folds, used, found, strict=True)),
+        folds=tuple(
+            _summary(model, *each) for each in zip(folds, used, of_all, of_kept, strict=True)
+        ),
         folds_left_out=tuple(left_out),
         features=tuple(ranked),
         noise=interval([each.noise for each in found]),
@@ -240,7 +252,10 @@ def _followed(progress: Progress, step: str, results: Iterator[T], total: int) -
     return done
 
 
-def _summary(fold: Fold, cut: TimeSplit, found: FoldImportance) -> FoldSummary:
+def _summary(
+    model: Model, fold: Fold, cut: TimeSplit, of_all: float, of_kept: float
+) -> FoldSummary:
+    sign = 1 if model.higher_is_better(model.primary_metric) else -1
     return FoldSummary(
         train_start=cut.train_start_utc.isoformat(),
         train_end=cut.train_end_utc.isoformat(),
@@ -248,7 +263,8 @@ def _summary(fold: Fold, cut: TimeSplit, found: FoldImportance) -> FoldSummary:
         test_end=cut.test_end_utc.isoformat(),
         num_training_rows=fold.train.num_rows,
         num_test_rows=fold.test.num_rows,
-        score=found.score,
+        metric_of_all=sign * of_all,
+        metric_of_kept=sign * of_kept,
     )
 
 

@@ -7,20 +7,26 @@ from penstock.training.feature_ranking import (
     find_twins,
     folds_needed,
     interval,
+    needed_twins,
     rank,
     redundant_pairs,
 )
-from penstock.training.importance import FoldImportance
+from penstock.training.importance import FoldAddition, FoldImportance
 
 
 def fold(*importance, noise=0.1):
-    return FoldImportance(score=0.5, importance=list(importance), noise=noise)
+    return FoldImportance(importance=list(importance), noise=noise)
 
 
-def ranked(folds, *, names="abc", top=None, twins=None):
-    standing = [place for place in range(len(names)) if place not in (twins or {})]
+def addition(*gains, noise=0.1):
+    return FoldAddition(gains=list(gains), noise=noise)
+
+
+def ranked(folds, *, names="abc", top=None, twins=None, additions=(), stays=()):
+    twins = twins or {}
+    standing = [place for place in range(len(names)) if place not in twins or place in stays]
     information = [[float(n) for n in range(len(names))]] * len(folds)
-    return rank(list(names), information, standing, folds, twins or {}, top)
+    return rank(list(names), information, standing, folds, twins, additions, top)
 
 
 class TestRank:
@@ -46,10 +52,17 @@ class TestRank:
         assert [f.name for f in found if f.is_kept] == ["b", "c"]
 
     def test_redundant_ones_come_last_and_name_who_stands_for_them(self):
-        found = ranked([fold(0.5, 0.9)] * 2, twins={2: 0})
+        found = ranked([fold(0.5, 0.9)] * 2, twins={2: 0}, additions=[addition(0.0)] * 2)
         assert (found[-1].name, found[-1].redundant_with) == ("c", "a")
         assert found[-1].importance is None
         assert not found[-1].is_kept
+
+    def test_a_twin_that_stays_is_ranked_as_any_other_and_tells_what_it_adds(self):
+        folds, additions = [fold(0.2, 0.9, 0.5)] * 2, [addition(0.3), addition(0.5)]
+        found = ranked(folds, twins={2: 0}, additions=additions, stays=(2,))
+        assert [f.name for f in found if f.is_kept] == ["b", "c", "a"]
+        assert found[1].gain.mean == pytest.approx(0.4)
+        assert found[1].redundant_with is None
 
 
 class TestTwins:
@@ -69,6 +82,11 @@ class TestTwins:
         chain = np.array([[1.0, 0.96, 0.9], [0.96, 1.0, 0.96], [0.9, 0.96, 1.0]])
         assert find_twins(chain, np.array([0.3, 0.2, 0.1])) == {1: 0}
         assert find_twins(chain, np.array([0.2, 0.3, 0.1])) == {0: 1, 2: 1}
+
+
+def test_a_twin_is_needed_where_it_adds_more_than_noise_in_enough_folds():
+    folds = [addition(0.2, 0.2, 0.9), addition(0.2, 0.2, 0.0), addition(0.2, 0.1, 0.0)]
+    assert needed_twins([7, 4, 5], folds) == [7]
 
 
 def test_pairs_are_named_once_the_most_alike_first():

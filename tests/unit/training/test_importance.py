@@ -11,11 +11,13 @@ from sklearn.metrics import average_precision_score, mean_absolute_error
 from penstock.errors import TrainingDataError
 from penstock.training.importance import (
     Fold,
+    added_value,
     keep,
     mutual_information,
     permutation_importance,
     rank_correlations,
     sample,
+    score_alone,
 )
 from penstock.training.validation import Examples
 
@@ -66,6 +68,49 @@ class TestBothKindsOfLabels:
         )
         assert first == again
         assert first != other
+
+
+class TestAddedValue:
+    def twins(self, noise):
+        """Two features that order rows alike; the label is made of their difference, or of one."""
+        sides = []
+        for seed in (1, 2):
+            rng = np.random.default_rng(seed)
+            first = rng.normal(size=1_500) * 10
+            second = first + rng.normal(size=1_500) * 0.5
+            labels = (
+                second - first if noise is None else first + noise * rng.normal(size=1_500)
+            ) > 0
+            sides.append(
+                Examples(
+                    features=np.column_stack([first, second]),
+                    labels=labels.astype(np.int8),
+                    frame=pl.DataFrame({"row": range(1_500)}),
+                )
+            )
+        names = ("first", "second")
+        return Fold(train=sides[0], test=sides[1], feature_names=names, task="binary", seed=0)
+
+    def test_a_twin_that_tells_by_the_difference_adds_more_than_noise(self):
+        fold = self.twins(None)
+        assert rank_correlations(fold.train.features, fold.feature_names)[0, 1] > 0.99
+        found = added_value(fold, [0], [1], partial(measure, "binary"))
+        assert found.gains[0] > 0.2 > found.noise
+
+    def test_a_twin_that_says_the_same_adds_nothing(self):
+        found = added_value(self.twins(3.0), [0], [1], partial(measure, "binary"))
+        assert abs(found.gains[0]) < 0.02
+
+
+def test_the_metric_of_some_features_alone():
+    both = partial(measure, "binary")
+    strong, none = (score_alone(keep(fold(), [place]), both) for place in (0, 2))
+    assert strong > none + 0.2
+
+
+def test_of_no_feature_the_metric_is_that_of_one_guess():
+    base = fold().test.labels.mean()
+    assert score_alone(keep(fold(), []), partial(measure, "binary")) == pytest.approx(base)
 
 
 def test_rank_correlations_are_spearmans():
