@@ -1,7 +1,7 @@
 """Compares what was served with what the tables give, cell by cell, and counts the reasons."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -43,38 +43,38 @@ class Comparison:
     def add(self, predictions: pl.DataFrame) -> None:
         """Compare some predictions, all of the service and from the same views."""
         part = _Part(self.recomputation, predictions)
+        reasons = part.reasons()
+        self._ask_events(part, reasons)
+        reasons[part.differs & (reasons == SAME_ROW)] = "unexplained"
         for number, (feature, tally) in enumerate(self._tallies.items()):
             tally.num_cells += predictions.height
-            rows = np.flatnonzero(part.differs[:, number])
-            if not len(rows):
-                continue
-            reasons = self._reasons(part, feature, number, rows)
             for reason in REASONS:
-                of_it = rows[reasons == reason].tolist()
-                tally.count(reason, len(of_it))
-                for row in of_it[: tally.num_wanted(reason)]:
+                rows = np.flatnonzero(part.differs[:, number] & (reasons[:, number] == reason))
+                tally.count(reason, len(rows))
+                for row in rows[: tally.num_wanted(reason)].tolist():
                     tally.examples.append(part.example(feature, number, row, reason))
 
     def results(self) -> list[FeatureAudit]:
         """Tell what was found, feature by feature."""
         return [tally.result() for tally in self._tallies.values()]
 
-    def _reasons(
-        self, part: "_Part", feature: str, number: int, rows: NDArray[np.int64]
-    ) -> NDArray[np.str_]:
-        """Find why the feature differs in these rows."""
-        reasons = part.reasons_of_rows(feature)[rows]
-        same_row = np.flatnonzero(reasons == SAME_ROW)
-        reasons[same_row] = "unexplained"
-        source = part.stored.get(feature)
-        events = None if source is None else self._events_behind(source)
-        if source is not None and events is not None:
-            cells = part.cells(source, number, rows[same_row])
-            for place, reason in zip(
-                same_row[list(cells)], events.explain(list(cells.values())), strict=True
-            ):
-                reasons[place] = reason
-        return reasons
+    def _ask_events(self, part: "_Part", reasons: NDArray[np.str_]) -> None:
+        """Look at the events behind what differs though the row is the same on both sides."""
+        unclear: dict[str, list[tuple[int, int, DifferingCell]]] = {}
+        asked: dict[str, EventsBehind] = {}
+        for number, feature in enumerate(self._tallies):
+            source = part.stored.get(feature)
+            events = None if source is None else self._events_behind(source)
+            if source is None or events is None:
+                continue
+            same_row = part.differs[:, number] & (reasons[:, number] == SAME_ROW)
+            cells = part.cells(source, number, np.flatnonzero(same_row))
+            unclear.setdefault(events.name, []).extend((row, number, c) for row, c in cells)
+            asked[events.name] = events
+        for name, cells_of_it in unclear.items():
+            found = asked[name].explain([cell for _, _, cell in cells_of_it])
+            for (row, number, _), reason in zip(cells_of_it, found, strict=True):
+                reasons[row, number] = reason
 
     def _events_behind(self, source: StoredFeature) -> EventsBehind | None:
         table = source.table
@@ -127,11 +127,10 @@ class _Part:
         self._served_us = _event_times(predictions)
         self.differs = ~equal(self._served, self._recomputed.values)
 
-    def reasons_of_rows(self, feature: str) -> NDArray[np.str_]:
-        """What the rows that were used explain; of several views the worst counts."""
-        found = np.full(self._predictions.height, SAME_ROW, dtype="U16")
-        for view in self._views_of[feature]:
-            reasons = reasons_of_rows(
+    def reasons(self) -> NDArray[np.str_]:
+        """What the rows that were used explain, by prediction and feature: its first such view."""
+        by_view = {
+            view: reasons_of_rows(
                 RowsFound(
                     as_of_us=self._as_of_us,
                     served_us=self._served_us[view],
@@ -139,32 +138,36 @@ class _Part:
                     ttl_us=self._ttl_us[view],
                 )
             )
-            found = np.where(found == SAME_ROW, reasons, found)
-        return found
+            for view in {view for views in self._views_of.values() for view in views}
+        }
+        reasons = np.full(self.differs.shape, SAME_ROW, dtype="U16")
+        for number, views in enumerate(self._views_of.values()):
+            for view in views[::-1]:
+                found = by_view[view]
+                reasons[:, number] = np.where(found == SAME_ROW, reasons[:, number], found)
+        return reasons
 
     def cells(
         self, source: StoredFeature, number: int, rows: NDArray[np.int64]
-    ) -> dict[int, DifferingCell]:
-        """The cells of these rows that were served from the very row that the tables give.
-
-        By their place among the rows.
-        """
+    ) -> Iterator[tuple[int, DifferingCell]]:
+        """The cells of these rows that were served from the very row that the tables give."""
         served_us, row_us = self._served_us[source.view], self._recomputed.row_us[source.view]
         table = source.table
         keys = [source.keys[name] for name in table.windows.entity] if table else []
-        entities = self._recomputed.requests.select(keys).rows()
+        rows = rows[(served_us[rows] == row_us[rows]) & (row_us[rows] != NO_EVENT_US)]
+        entities = self._recomputed.requests.select(keys)[rows].rows()
         served_at = self._predictions[SERVED_AT]
-        return {
-            place: DifferingCell(
-                entity=entities[row],
-                feature=source.column,
-                row_us=int(row_us[row]),
-                served=float(self._served[row, number]),
-                served_at=served_at[row],
+        for row, entity in zip(rows.tolist(), entities, strict=True):
+            yield (
+                row,
+                DifferingCell(
+                    entity=entity,
+                    feature=source.column,
+                    row_us=int(row_us[row]),
+                    served=float(self._served[row, number]),
+                    served_at=served_at[row],
+                ),
             )
-            for place, row in enumerate(rows.tolist())
-            if served_us[row] == row_us[row] != NO_EVENT_US
-        }
 
     def example(self, feature: str, number: int, row: int, reason: Reason) -> Example:
         served_at, as_of, name = self._predictions.select(SERVED_AT, "as_of", "prediction_id").row(

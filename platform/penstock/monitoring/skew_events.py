@@ -17,7 +17,7 @@ from penstock.data.contracts import load_tables
 from penstock.features.declarations import FeatureTable
 from penstock.features.stream_declarations import Stream
 from penstock.features.stream_state import EXACT_ENTRIES
-from penstock.features.windows import Aggregation
+from penstock.features.windows import Aggregation, Windows
 from penstock.monitoring.skew_policy import (
     EntityEvents,
     Reason,
@@ -30,6 +30,8 @@ from penstock.use_cases import split_name
 
 _TIME, _KNOWN = "__time_us", "__known"
 _MICROSECOND = timedelta(microseconds=1)
+# Each takes two readings of the source table.
+_MAX_VERSIONS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class EventsBehind:
     """The events that one feature table was computed from."""
 
     def __init__(self, settings: Settings, table: FeatureTable, stream: Stream | None) -> None:
+        self.name = table.name
         self._settings = settings
         self._table = table
         self._stream = stream
@@ -67,8 +70,9 @@ class EventsBehind:
     def explain(self, cells: Sequence[DifferingCell]) -> list[Reason]:
         """Find for each cell why its value differs."""
         by_version: dict[int, list[int]] = {}
-        for number, cell in enumerate(cells):
-            by_version.setdefault(self._version_at(cell.served_at), []).append(number)
+        versions = _at_most([self._version_at(cell.served_at) for cell in cells], _MAX_VERSIONS)
+        for number, version in enumerate(versions):
+            by_version.setdefault(version, []).append(number)
         reasons: list[Reason] = ["unexplained"] * len(cells)
         for version, numbers in by_version.items():
             some = [cells[number] for number in numbers]
@@ -78,16 +82,13 @@ class EventsBehind:
                     reasons[number] = self._explain_one(cell, events[cell.entity])
         return reasons
 
-    def _explain_one(self, cell: DifferingCell, frame: pl.DataFrame) -> Reason:
+    def _explain_one(self, cell: DifferingCell, known: "_Events") -> Reason:
         width, aggregation = self._shapes[cell.feature]
         column = aggregation.column
-        time_us = frame[_TIME].to_numpy()
         events = EntityEvents(
-            time_us=time_us,
-            values=None
-            if column is None
-            else frame[column].cast(pl.Float64).fill_null(np.nan).to_numpy(),
-            maybe_unseen=~frame[_KNOWN].to_numpy(),
+            time_us=known.time_us,
+            values=None if column is None else known.values[column],
+            maybe_unseen=known.maybe_unseen,
         )
         window = WindowCell(
             kind=aggregation.kind,
@@ -96,7 +97,7 @@ class EventsBehind:
             width_us=width // _MICROSECOND,
             served=cell.served,
         )
-        if self._stream is not None and self._is_merged(time_us, cell.row_us):
+        if self._stream is not None and self._is_merged(known.time_us, cell.row_us):
             resolution_us = self._stream.resolution // _MICROSECOND
             if is_within_resolution(window, events, resolution_us):
                 return "resolution"
@@ -105,9 +106,8 @@ class EventsBehind:
     def _is_merged(self, time_us: Any, at_us: int) -> bool:
         """Whether a stream keeps this entity's events merged: up to so many it is exact."""
         horizon = max(self._windows.widths.values()) + self._windows.delay
-        low, high = np.searchsorted(
-            time_us, [at_us - horizon // _MICROSECOND, at_us], side="right"
-        ).tolist()
+        edges = [at_us - horizon // _MICROSECOND, at_us]
+        low, high = np.searchsorted(time_us, edges, side="right").tolist()
         return bool(high - low > EXACT_ENTRIES)
 
     def _version_at(self, moment: datetime) -> int:
@@ -122,7 +122,7 @@ class EventsBehind:
 
     def _read(
         self, cells: Sequence[DifferingCell], version: int
-    ) -> dict[tuple[Any, ...], pl.DataFrame]:
+    ) -> "dict[tuple[Any, ...], _Events]":
         """The events of these cells' entities in time order, marked by whether a version has them.
 
         Version -1 stands before the first. Without a key nobody can tell which rows are new: then
@@ -155,4 +155,26 @@ class EventsBehind:
             .sort(_TIME, maintain_order=True)
             .collect()
         )
-        return frame.partition_by(entity, as_dict=True, maintain_order=True)
+        parts = frame.partition_by(entity, as_dict=True, maintain_order=True)
+        return {who: _Events(part, self._windows) for who, part in parts.items()}
+
+
+class _Events:
+    """One entity's events as arrays, made once for all of its cells."""
+
+    def __init__(self, frame: pl.DataFrame, windows: Windows) -> None:
+        self.time_us = frame[_TIME].to_numpy()
+        self.maybe_unseen = ~frame[_KNOWN].to_numpy()
+        self.values = {
+            a.column: frame[a.column].cast(pl.Float64).fill_null(np.nan).to_numpy()
+            for a in windows.aggregations
+            if a.column is not None
+        }
+
+
+def _at_most(versions: Sequence[int], number: int) -> list[int]:
+    """Round versions down to a few of them: more events may then have come late, never fewer."""
+    distinct = sorted(set(versions))
+    step = -(-len(distinct) // number)
+    kept = distinct[:: max(step, 1)]
+    return [kept[bisect_right(kept, version) - 1] for version in versions]
