@@ -253,8 +253,12 @@ def _edge_text(column: ColumnProfile, edge: float) -> str:
     if dtype == "Date":
         return (_EPOCH.date() + timedelta(days=round(edge))).isoformat()
     if dtype.startswith(("Int", "UInt")):
-        whole = edge + 0.5 if edge == column.spread.edges[0] else edge - 0.5
-        return f"{round(whole):,}"
+        if edge == column.spread.edges[0]:
+            return f"{round(edge + 0.5):,}"
+        # The last bin may be wider than what is left for it.
+        largest = column.statistics.max
+        whole = round(edge - 0.5)
+        return f"{min(whole, largest) if isinstance(largest, int) else whole:,}"
     return f"{edge:,.4g}"
 
 

@@ -63,6 +63,13 @@ class TestPage:
         assert "&lt;script&gt;" in drawn
         assert "<i>" not in drawn
 
+    def test_the_axis_of_whole_numbers_ends_at_the_largest(self, tmp_path):
+        settings = settings_in(tmp_path)
+        tables.commit(settings, TABLE, pl.DataFrame({"x": range(1, 156)}), mode="append")
+        drawn = page([profile(settings, TABLE)])
+        assert ">1</text>" in drawn
+        assert ">155</text>" in drawn
+
     def test_it_stays_small_with_a_hundred_columns(self, tmp_path):
         settings = settings_in(tmp_path)
         values = pl.Series(range(400)).cast(pl.Float64).sqrt()
