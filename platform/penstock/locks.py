@@ -46,6 +46,22 @@ def exclusive(path: Path, *, what: str, wait_s: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock file at this moment; never waits."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two who ask do not take each other for the holder.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextlib.contextmanager
 def private_folder(root: Path, *, what: str) -> Iterator[Path]:
     """Give an empty folder of our own under the root, removed at the end of the block.

@@ -9,7 +9,7 @@ import pytest
 
 from penstock import locks
 from penstock.errors import BusyError
-from penstock.locks import exclusive, private_folder
+from penstock.locks import exclusive, is_held, private_folder
 
 HOLD = """
 import sys, time
@@ -80,3 +80,15 @@ class TestPrivateFolder:
         monkeypatch.setattr(shutil, "rmtree", remove_too_late)
         with private_folder(tmp_path, what="x") as own:
             assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [own.name]
+
+
+class TestIsHeld:
+    def test_it_says_so_while_somebody_holds_it_and_takes_nothing(self, tmp_path: Path):
+        lock = tmp_path / "a.lock"
+        assert not is_held(lock)
+        assert not lock.exists()
+        with exclusive(lock, what="the table"):
+            assert is_held(lock)
+        assert not is_held(lock)
+        with exclusive(lock, what="the table"):
+            pass

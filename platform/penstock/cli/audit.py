@@ -112,6 +112,11 @@ def _render(console: "Console", report: "AuditReport") -> None:
 
 def _remarks(report: "AuditReport") -> list[str]:
     collected, found = report.collected, []
+    if report.num_waiting:
+        found.append(
+            f"{report.num_waiting:,} newer predictions were not looked at: events came after the "
+            f"features were built; run `penstock features build {report.use_case}`"
+        )
     if collected.num_torn_segments:
         found.append(
             f"{collected.num_torn_segments} segments of the log ended in the middle of a write: "

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from penstock.data.events import DeclaredSource
 from penstock.errors import DeclarationError, unknown_name
@@ -92,3 +93,8 @@ def get_stream(settings: Settings, use_case: str, table: str | None = None) -> S
     if name not in streams:
         raise unknown_name("declared stream", name, streams)
     return streams[name]
+
+
+def stream_lock(settings: Settings, table: str) -> Path:
+    """Find the lock that a running stream of the table holds."""
+    return settings.storage_path / "locks" / f"stream.{table}.lock"

@@ -20,7 +20,7 @@ from penstock.data.events import Event, EventSource
 from penstock.errors import PenstockError, StoreEmptyError, storage_full
 from penstock.features.online_rows import RowStore
 from penstock.features.store import open_store, repo_config
-from penstock.features.stream_declarations import Stream
+from penstock.features.stream_declarations import Stream, stream_lock
 from penstock.features.stream_entries import partition_id
 from penstock.features.stream_judge import Judge
 from penstock.features.stream_meter import Meter, StreamReport
@@ -69,8 +69,7 @@ def run(
         PenstockError: the online store does not answer.
     """
     contract = get_table(settings, stream.table)
-    lock = settings.storage_path / "locks" / f"stream.{stream.table}.lock"
-    with exclusive(lock, what=f"the stream of {stream.table}"):
+    with exclusive(stream_lock(settings, stream.table), what=f"the stream of {stream.table}"):
         store = open_store(settings)
         targets = load_targets(settings, store, stream, contract)
         check_columns(targets, contract)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import orjson
 import polars as pl
 from numpy.typing import NDArray
 
+from penstock.data import tables
 from penstock.errors import DeclarationError
+from penstock.features.build import SOURCE, SOURCE_VERSION
 from penstock.features.declarations import (
     FeatureTable,
     load_feature_objects,
@@ -20,10 +22,11 @@ from penstock.features.declarations import (
 )
 from penstock.features.online import FieldType, origins, request_fields
 from penstock.features.online_rows import NO_EVENT_US
-from penstock.features.pinned_rows import PinnedRows
 from penstock.features.point_in_time import ViewSide, execute_in_one_task
 from penstock.features.service_join import ServiceJoin
 from penstock.features.store import open_store
+from penstock.features.stream_declarations import Stream, load_streams, stream_lock
+from penstock.locks import is_held
 from penstock.settings import Settings
 
 AS_OF = "__as_of"
@@ -73,7 +76,7 @@ class Recomputation:
 
         Raises:
             NotFoundError: no such use case or service, or a feature table was never built.
-            UserError: events were added to a table after the features were built from it.
+            DeclarationError: a view reads a source that has no versions.
         """
         self._settings = settings
         objects = load_feature_objects(settings, use_case)
@@ -96,8 +99,10 @@ class Recomputation:
         self._table_of = {
             name: getattr(view.batch_source, "table", None) for name, view in objects.views.items()
         }
-        for source in {table.source for table in self._tables.values()}:
-            self._join.check_built(settings, PinnedRows(settings, source, None))
+        self.complete_until = _complete_until(
+            settings, list(self._tables.values()), load_streams(settings, use_case)
+        )
+        """Of what was served from then on the tables may lack events; None: they have all."""
 
     def check_served(self, features: str, views: str) -> None:
         """See that the service still gives the features that were logged, from the same views.
@@ -172,6 +177,31 @@ class Recomputation:
                 column = pl.Series(given, dtype=_TYPES[field.dtype])
             columns[field.name] = column
         return pl.DataFrame(columns)
+
+
+def _complete_until(
+    settings: Settings, built: Sequence[FeatureTable], streams: Mapping[str, Stream]
+) -> datetime | None:
+    """Find until when served predictions can only stand on events that the feature tables have.
+
+    Events that came after the version that a feature table was built from are not in it. A stream
+    counts events online at once and has them in its table within its flush interval: twice that
+    leaves time for the commit.
+    """
+    limits: list[datetime] = []
+    for table in built:
+        made_from = tables.latest(settings, table.name).metadata
+        if made_from.get(SOURCE) != table.source:
+            continue
+        seen = tables.latest(settings, table.source, int(made_from[SOURCE_VERSION]))
+        stream = streams.get(table.source)
+        margin = 2 * stream.flush_interval if stream else timedelta(0)
+        # A version may add nothing: an ingest whose rows all went to quarantine.
+        if seen.num_rows != tables.latest(settings, table.source).num_rows:
+            limits.append(seen.committed_at - margin)
+        elif stream is not None and is_held(stream_lock(settings, table.source)):
+            limits.append(datetime.now(UTC) - margin)
+    return min(limits, default=None)
 
 
 def _micros(times: pl.Series) -> NDArray[np.int64]:

@@ -32,21 +32,21 @@ def audit(
 
     Raises:
         NotFoundError: no such use case, or a feature service that was served from is gone.
-        UserError: no prediction was logged in the period, or events came after the features were
-            built.
+        UserError: no prediction was logged in the period, or events came before the first of them
+            and after the features were built.
         BusyError: the features were rebuilt meanwhile.
     """
     collected = collect(settings, use_case, progress)
     rows = _logged(settings, use_case, since, until)
-    num_predictions = int(rows.select(pl.len()).collect().item())
-    if not num_predictions:
+    num_logged = _count(rows)
+    if not num_logged:
         raise UserError(
             f"no prediction of {use_case} was logged from {since or 'the begin'} up to "
             f"{until or 'now'}",
             next_step=f"`penstock data show {predictions_table(use_case)}` tells what there is",
         )
     comparisons: dict[str, Comparison] = {}
-    num_done = 0
+    num_done = num_waiting = 0
     served_from = ["feature_service", "feature_names", "views"]
     for same in rows.select(served_from).unique().sort(served_from).collect().iter_rows(named=True):
         service = same["feature_service"]
@@ -55,12 +55,23 @@ def audit(
             comparisons[service] = Comparison(settings, use_case, recomputation)
         comparison = comparisons[service]
         comparison.recomputation.check_served(same["feature_names"], same["views"])
-        parts = rows.filter([pl.col(name) == value for name, value in same.items()])
-        for part in parts.collect_batches(chunk_size=_ROWS_PER_PART):
+        wanted = rows.filter([pl.col(name) == value for name, value in same.items()])
+        complete_until = comparison.recomputation.complete_until
+        if complete_until is not None:
+            num_waiting += _count(wanted.filter(pl.col(SERVED_AT) >= complete_until))
+            wanted = wanted.filter(pl.col(SERVED_AT) < complete_until)
+        for part in wanted.collect_batches(chunk_size=_ROWS_PER_PART):
             if part.height:
                 comparison.add(part)
             num_done += part.height
-            progress("audit", num_done, num_predictions, unit="predictions")
+            progress("audit", num_done, num_logged - num_waiting, unit="predictions")
+    if not num_done:
+        raise UserError(
+            f"since the features of {use_case} were built, events came that served predictions "
+            "may stand on",
+            next_step=f"run `penstock features build {use_case}`; what a stream has online is in "
+            "its table a minute later",
+        )
     versions: dict[str, int] = {}
     features: list[FeatureAudit] = []
     for service, comparison in comparisons.items():
@@ -75,7 +86,8 @@ def audit(
         use_case=use_case,
         since=since,
         until=until,
-        num_predictions=num_predictions,
+        num_predictions=num_done,
+        num_waiting=num_waiting,
         num_cells=sum(feature.num_cells for feature in features),
         num_by_reason=total(feature.num_by_reason for feature in features),
         features=tuple(features),
@@ -101,6 +113,10 @@ def _logged(
     if until is not None:
         rows = rows.filter(time < _utc(until))
     return rows
+
+
+def _count(rows: pl.LazyFrame) -> int:
+    return int(rows.select(pl.len()).collect().item())
 
 
 def _utc(time: datetime) -> datetime:

@@ -43,6 +43,9 @@ class AuditReport(Record):
     since: datetime | None
     until: datetime | None
     num_predictions: int
+    """Those that were looked at."""
+    num_waiting: int
+    """Predictions so new that the feature tables may lack events which were online."""
     num_cells: int
     num_by_reason: dict[Reason, int]
     """The cells that differ, by why."""

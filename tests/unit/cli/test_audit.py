@@ -31,6 +31,7 @@ def report_with(**num_by_reason: int) -> AuditReport:
             "since": None,
             "until": None,
             "num_predictions": 1_000,
+            "num_waiting": 12,
             "num_cells": 2_000,
             "num_by_reason": num_by_reason,
             "features": [
@@ -80,6 +81,7 @@ class TestAudit:
         assert "late: because" in done.stdout
         assert "1,000 predictions, 2,000 values: 25 differ, 0 unexplained" in done.stdout
         assert "ended in the middle of a write" in done.stdout
+        assert "12 newer predictions were not looked at" in done.stdout
 
     def test_an_unexplained_value_ends_with_3_after_the_report(self, run):
         done = run("card_fraud", report=report_with(unexplained=1))

@@ -28,9 +28,10 @@ from penstock.features.materialize import materialize
 from penstock.features.online import OnlineReader
 from penstock.features.online_rows import WrittenRows
 from penstock.features.store import repo_config
-from penstock.features.stream_declarations import get_stream
+from penstock.features.stream_declarations import get_stream, stream_lock
 from penstock.features.streaming import run
 from penstock.features.windows import compute
+from penstock.locks import exclusive
 from penstock.monitoring import comparison, recomputation, skew_events
 from penstock.monitoring.skew_audit import audit
 from penstock.serving.log_collection import collect
@@ -327,6 +328,40 @@ class TestAudit:
         assert [f.num_by_reason for f in parts.features] == [
             f.num_by_reason for f in whole.features
         ]
+
+
+class TestWhatTheTablesDoNotHaveYet:
+    def test_predictions_after_the_last_build_wait_while_earlier_ones_are_looked_at(
+        self, online, monkeypatch
+    ):
+        monkeypatch.setattr(recomputation, "load_streams", lambda *_: {})
+        more = make_payments(NUM_PAYMENTS + 10)[NUM_PAYMENTS:]
+        serve(online, rows_at(end_of_day(60), 1, 2))
+        time.sleep(0.01)
+        commit_payments(online, more[:5])
+        build(online, USE_CASE)
+        time.sleep(0.01)
+        serve(online, rows_at(end_of_day(60), 3, 4, 5), name="later")
+        assert (audit(online, USE_CASE).num_predictions, audit(online, USE_CASE).num_waiting) == (
+            5,
+            0,
+        )
+        commit_payments(online, more[5:])
+        report = audit(online, USE_CASE)
+        assert (report.num_predictions, report.num_waiting) == (2, 3)
+        # A stream has its events in the table some time after they are online.
+        monkeypatch.undo()
+        with pytest.raises(UserError, match="features build card_fraud"):
+            audit(online, USE_CASE)
+
+    def test_what_a_running_stream_may_not_have_written_yet_waits(self, online):
+        serve(online, rows_at(end_of_day(60), 1))
+        with (
+            exclusive(stream_lock(online, TRANSACTIONS), what="the stream"),
+            pytest.raises(UserError, match="a minute later"),
+        ):
+            audit(online, USE_CASE)
+        assert audit(online, USE_CASE).num_predictions == 1
 
 
 class TestRefusals:
