@@ -78,5 +78,5 @@ def build_features(settings: Settings, num_payments: int = 600) -> Settings:
 
     commit_payments(settings, make_payments(num_payments))
     build(settings, USE_CASE)
-    apply(settings)
+    apply(settings, [USE_CASE])
     return settings

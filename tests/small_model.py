@@ -42,7 +42,7 @@ def prepare(storage: Path, *, num_payments: int = 3_000) -> Settings:
     settings = settings_in(storage)
     commit_payments(settings, make_payments(num_payments))
     build(settings, USE_CASE)
-    apply(settings)
+    apply(settings, [USE_CASE])
     return settings
 
 

@@ -22,6 +22,7 @@ from penstock.features.materialize import materialize
 from penstock.features.online import OnlineReader
 from penstock.features.store import apply, open_store, registered_view, repo_config
 from penstock.locks import exclusive
+from penstock.use_cases import list_use_cases
 from real_data import REPO_ROOT
 
 
@@ -91,7 +92,7 @@ class TestApply:
 
     def test_what_no_use_case_declares_any_more_is_removed(self, tmp_path, monkeypatch):
         settings = settings_in(tmp_path)
-        apply(settings)
+        apply(settings, [USE_CASE])
         objects = load_feature_objects(settings, USE_CASE)
         objects.services.clear()
         monkeypatch.setattr(store_module, "list_use_cases", lambda _settings: [USE_CASE])
@@ -195,4 +196,5 @@ class TestFeastByHand:
         settings = settings_in(tmp_path / ".penstock")
         # Ours finds in the same files what Feast's command has written there.
         assert apply(settings) == []
-        assert [s.name for s in open_store(settings).list_feature_services()] == ["card_fraud_v1"]
+        applied = {service.name for service in open_store(settings).list_feature_services()}
+        assert applied == {f"{use_case}_v1" for use_case in list_use_cases(settings)}
