@@ -96,6 +96,23 @@ class TestTrain:
         assert done.exception is error
         assert orjson.loads(done.stdout) == error.result
 
+    def test_a_model_of_numbers_is_shown_without_positives(self, monkeypatch, tmp_path):
+        run = {
+            "estimator": "ridge",
+            "use_case": "bike_demand",
+            "metrics": {"mean_absolute_error": 2.2, "root_mean_squared_error": 3.2, "r2": 0.87},
+            "fit_s": 2.0,
+            "num_training_rows": 1_777,
+            "num_training_positives": None,
+            "num_test_rows": 1_486,
+            "num_test_positives": None,
+        }
+        result = {"model": "bike_demand", "trained": [{"run": run, "version": {"version": 3}}]}
+        monkeypatch.setattr("penstock.cluster.jobs.run_job", lambda *_, **__: result)
+        done = invoke(monkeypatch, tmp_path, "train", "bike_demand", "-e", "ridge")
+        assert done.exit_code == 0
+        assert "1,777 training rows; 1,486 test rows\n" in done.stdout
+
 
 class TestResults:
     def test_before_any_training_the_next_step_is_told(self, monkeypatch, tmp_path):

@@ -16,3 +16,10 @@ def test_three_curves_are_drawn_as_png(tmp_path):
         content = file.read_bytes()
         assert content.startswith(PNG)
         assert len(content) > 5_000
+
+
+def test_numbers_are_drawn_beside_what_was_predicted(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 30, 500).astype(np.float64)
+    (file,) = plots.draw_numbers(labels, labels * 0.8 + 3, tmp_path)
+    assert file.name == "predicted.png"
+    assert file.read_bytes().startswith(PNG)
