@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from penstock.training.estimators.base import Labels, Scores
@@ -11,6 +14,7 @@ from penstock.training.metrics import Curves
 
 _INCHES = (5.0, 4.0)
 _DPI = 120
+_MAX_CELLS = 50
 
 
 def draw(curves: Curves, metrics: Mapping[str, float], folder: Path) -> list[Path]:
@@ -51,13 +55,24 @@ def draw_numbers(labels: Labels, scores: Scores, folder: Path) -> list[Path]:
     figure = Figure(figsize=_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     plot = figure.add_subplot()
-    cells = plot.hexbin(labels, scores, gridsize=40, bins="log", mincnt=1)
+    edges = (_label_edges(labels), np.histogram_bin_edges(scores, _MAX_CELLS))
+    counts = plot.hist2d(labels, scores, bins=edges, norm=LogNorm(), cmin=1)
     low, high = float(labels.min()), float(labels.max())
     plot.plot([low, high], [low, high], color="0.3", linewidth=1, linestyle="--")
-    figure.colorbar(cells, label="test rows")
+    figure.colorbar(counts[-1], label="test rows")
     plot.set(title="Predicted and true", xlabel="label", ylabel="score")
     figure.savefig(file, dpi=_DPI)
     return [file]
+
+
+def _label_edges(labels: Labels) -> npt.NDArray[np.float64]:
+    """Where cells of labels end: around each label where these are few, else equally far apart."""
+    distinct = np.unique(labels).astype(np.float64)
+    if len(distinct) > _MAX_CELLS or len(distinct) < 2:
+        return np.histogram_bin_edges(labels, _MAX_CELLS)
+    middles = (distinct[1:] + distinct[:-1]) / 2
+    ends = 2 * distinct[[0, -1]] - middles[[0, -1]]
+    return np.concatenate([ends[:1], middles, ends[1:]])
 
 
 def _draw(

@@ -1,6 +1,7 @@
 """Curves as files."""
 
 import numpy as np
+import pytest
 
 from penstock.training import plots
 from penstock.training.metrics import curves
@@ -18,8 +19,9 @@ def test_three_curves_are_drawn_as_png(tmp_path):
         assert len(content) > 5_000
 
 
-def test_numbers_are_drawn_beside_what_was_predicted(tmp_path):
-    labels = np.random.default_rng(0).integers(0, 30, 500).astype(np.float64)
+@pytest.mark.parametrize("distinct", [2, 30, 400])
+def test_numbers_are_drawn_beside_what_was_predicted(tmp_path, distinct):
+    labels = np.random.default_rng(0).integers(0, distinct, 500).astype(np.float64)
     (file,) = plots.draw_numbers(labels, labels * 0.8 + 3, tmp_path)
     assert file.name == "predicted.png"
     assert file.read_bytes().startswith(PNG)
