@@ -63,12 +63,14 @@ class KafkaSource:
         self._consumer: Any = None
         self._positions: dict[int, int] = {}
         self._assigned: set[int] = set()
+        self._has_joined = False
+        self._early: list[Any] = []
         self._before_revoke: Callable[[], None] = lambda: None
         self._fault: Exception | None = None
         self._told: set[str] = set()
 
     def open(self, positions: Mapping[str, int], before_revoke: Callable[[], None]) -> None:
-        """Join the group; partitions come with the first calls of `poll`.
+        """Join the group, and wait a while for its partitions: a group takes seconds to form.
 
         Raises:
             SettingsError: librdkafka refuses an option, or the broker the credentials.
@@ -99,6 +101,11 @@ class KafkaSource:
         self._consumer.subscribe(
             [self._topic], on_assign=self._take, on_revoke=self._give, on_lost=self._give
         )
+        deadline_s = time.monotonic() + LOOK_UP_S
+        while not self._has_joined and time.monotonic() < deadline_s:
+            message = self._consumer.poll(0.1)
+            self._early += [] if message is None else [message]
+            self._raise_fault()
 
     def poll(self, max_events: int, wait_s: float) -> list[Event]:
         """Give what has arrived; takes part in the group's rebalances.
@@ -111,13 +118,14 @@ class KafkaSource:
         deadline_s = time.monotonic() + wait_s
         events: list[Event] = []
         while not events:
-            first = self._consumer.poll(max(0.0, deadline_s - time.monotonic()))
-            messages = [] if first is None else [first]
-            if first is not None and max_events > 1:
+            messages, self._early = self._early, []
+            if not messages:
+                first = self._consumer.poll(max(0.0, deadline_s - time.monotonic()))
+                messages = [] if first is None else [first]
+            if messages and max_events > 1:
                 # `consume` alone would wait for as many as it may give.
                 messages += self._consumer.consume(max_events - 1, 0)
-            if self._fault is not None:
-                raise self._fault
+            self._raise_fault()
             events = self._events(messages)
             if time.monotonic() >= deadline_s:
                 break
@@ -186,6 +194,7 @@ class KafkaSource:
             # What was polled before a rebalance counts too: the stream still has it in its hands.
             place.offset = self._positions.get(place.partition, OFFSET_BEGINNING)
         self._assigned = {place.partition for place in partitions}
+        self._has_joined = True
         consumer.assign(list(partitions))
 
     def _give(self, _consumer: Any, _partitions: Sequence[Any]) -> None:
@@ -272,6 +281,9 @@ class KafkaSource:
                 raise unknown_name("topic", self._topic, known.keys() - {self._topic})
         except KafkaException as exception:
             self._judge(exception.args[0], None)
+        self._raise_fault()
+
+    def _raise_fault(self) -> None:
         if self._fault is not None:
             raise self._fault
 
