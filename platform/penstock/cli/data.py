@@ -223,7 +223,9 @@ def quarantine(
         console.print(f"{table}: {result['num_rows']:,} rows in quarantine")
         grid = Table("source", "row", "column", "rule", "value", box=None, header_style="bold")
         for row in shown.iter_rows(named=True):
-            cells = (Path(row["source"]).name, row["row"], row["column"], row["rule"], row["value"])
+            source = Path(row["source"])
+            shown_source = source.name if source.is_absolute() else row["source"]
+            cells = (shown_source, row["row"], row["column"], row["rule"], row["value"])
             grid.add_row(*(str(cell).replace("[", r"\[") for cell in cells))
         if shown.height:
             console.print(grid)

@@ -38,6 +38,9 @@ def stream(
         bool,
         typer.Option("--rebuild", help="First make the online rows again from the table."),
     ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Only tell how far the stream is, and if it runs.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Take events as they come: into the table, and into the online features at once.
@@ -51,7 +54,11 @@ def stream(
 
     settings = load_settings()
     # A wrong name is told before a job is started for it.
-    arguments = [use_case, "--table", get_stream(settings, use_case, table).table]
+    name = get_stream(settings, use_case, table).table
+    if status:
+        _show_status(name, as_json=as_json)
+        return
+    arguments = [use_case, "--table", name]
     if source is not None:
         # The job works elsewhere.
         is_file = source not in ("push", "kafka")
@@ -71,3 +78,29 @@ def stream(
         )
 
     emit(result, as_json=as_json, render=render)
+
+
+def _show_status(table: str, *, as_json: bool) -> None:
+    from penstock.features.stream_status import stream_status
+    from penstock.settings import load_settings
+
+    found = stream_status(load_settings(), table)
+
+    def render(console: "Console") -> None:
+        from rich.table import Table
+
+        console.print(
+            f"the stream of {found.table} {'runs' if found.is_running else 'does not run'}; "
+            f"{found.num_flushes:,} flushes so far",
+            highlight=False,
+        )
+        grid = Table("partition", box=None, header_style="bold")
+        for heading in ("online up to", "in the table up to"):
+            grid.add_column(heading, justify="right")
+        for partition in sorted({*found.online, *found.in_table}):
+            positions = (found.online.get(partition), found.in_table.get(partition))
+            grid.add_row(partition, *("-" if at is None else f"{at:,}" for at in positions))
+        if grid.row_count:
+            console.print(grid)
+
+    emit(found, as_json=as_json, render=render)

@@ -7,7 +7,7 @@ where they counted it, and a start opens the source where the table stands.
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from typing import cast
 
 import orjson
 import polars as pl
@@ -19,20 +19,22 @@ from penstock.data.contracts import Table, get_table
 from penstock.data.events import Event, EventSource
 from penstock.errors import PenstockError, StoreEmptyError, storage_full
 from penstock.features.online_rows import RowStore
-from penstock.features.store import open_store, repo_config
+from penstock.features.store import open_store
 from penstock.features.stream_declarations import Stream, stream_lock
 from penstock.features.stream_entries import partition_id
 from penstock.features.stream_judge import Judge
 from penstock.features.stream_meter import Meter, StreamReport
 from penstock.features.stream_online import NEXT, Notes, OnlineSide, notes_of
 from penstock.features.stream_rebuild import Rebuild, why_rebuild
+from penstock.features.stream_status import applied_positions
 from penstock.features.stream_store import open_states, unavailable_errors
 from penstock.features.stream_table import FlushOutcome, KeyMemory, Pending, StreamTable
 from penstock.features.stream_targets import Targets, check_columns, load_targets
 from penstock.locks import exclusive
 from penstock.progress import Progress, silent
 from penstock.settings import Settings
-from penstock.use_cases import split_name
+
+__all__ = ["Session", "StreamReport", "applied_positions", "run"]
 
 MAX_BATCH_EVENTS = 5_000
 MAX_PENDING_EVENTS = 50_000
@@ -40,6 +42,8 @@ _WAIT_S = 0.2
 # How long an online store may be silent before the stream gives up; a restart takes less.
 _GIVE_UP_S = 60.0
 _RETRY_S = 1.0
+# Those who look whether a stream runs hold its lock for a moment.
+_LOOK_S = 1.0
 
 
 def run(
@@ -69,7 +73,8 @@ def run(
         PenstockError: the online store does not answer.
     """
     contract = get_table(settings, stream.table)
-    with exclusive(stream_lock(settings, stream.table), what=f"the stream of {stream.table}"):
+    lock = stream_lock(settings, stream.table)
+    with exclusive(lock, what=f"the stream of {stream.table}", wait_s=_LOOK_S):
         store = open_store(settings)
         targets = load_targets(settings, store, stream, contract)
         check_columns(targets, contract)
@@ -359,20 +364,3 @@ class Session:
 
     def _know(self, positions: Mapping[str, int]) -> None:
         self._floors = {partition_id(name): position for name, position in positions.items()}
-
-
-def applied_positions(settings: Settings, table: str) -> dict[str, int]:
-    """By partition, the offset of the first event that is not online yet.
-
-    Raises:
-        NotFoundError: there is no such use case.
-    """
-    split_name(table)
-    config = repo_config(settings)
-    states = open_states(config)
-    try:
-        note: dict[str, Any] = notes_of(config, states, table).read("applied")
-    finally:
-        states.close()
-    positions: dict[str, int] = note.get("positions", {})
-    return positions

@@ -20,6 +20,7 @@ from penstock.errors import BusyError
 from penstock.features import streaming
 from penstock.features.store import apply
 from penstock.features.stream_declarations import Stream, get_stream
+from penstock.features.stream_status import stream_status
 from penstock.features.streaming import applied_positions, run
 from penstock.locks import exclusive
 from streams import (
@@ -59,6 +60,9 @@ class TestStream:
         assert (report.num_events, report.num_kept, report.num_quarantined) == (400, 400, 0)
         assert num_rows(prepared) == BEFORE + 400
         assert_online_is_batch(prepared)
+        status = stream_status(prepared, TRANSACTIONS)
+        assert (status.is_running, status.num_flushes) == (False, 1)
+        assert status.in_table == status.online == log.committed
         assert (
             log.committed == applied_positions(prepared, TRANSACTIONS) == {"one": 250, "two": 150}
         )
@@ -128,8 +132,10 @@ class TestStream:
 
     def test_the_second_stream_of_a_table_is_told_who_runs(self, prepared):
         lock = prepared.storage_path / "locks" / f"stream.{TRANSACTIONS}.lock"
-        with exclusive(lock, what="x"), pytest.raises(BusyError, match=str(os.getpid())):
-            stream(prepared, MemoryLog())
+        with exclusive(lock, what="x"):
+            assert stream_status(prepared, TRANSACTIONS).is_running
+            with pytest.raises(BusyError, match=str(os.getpid())):
+                stream(prepared, MemoryLog())
 
     def test_partitions_are_given_away_only_when_their_events_are_in_the_table(self, prepared):
         log = MemoryLog(log=messages(more_payments(20)))
