@@ -254,6 +254,19 @@ class TestEndsWithoutAFlush:
         assert num_rows(prepared) == BEFORE + 29
         assert_online_is_batch(prepared)
 
+    def test_a_key_that_another_partition_takes_the_second_time_is_counted_once(
+        self, prepared, monkeypatch
+    ):
+        payments = more_payments(20)
+        # The same payment by two ways that do not agree on the customer.
+        other = payments[3:4].with_columns((pl.col("CUSTOMER_ID") + 1) % 40)
+        ways = {"one": messages(payments), "two": messages(other)}
+        stream(prepared, MemoryLog())
+        self.break_off(prepared, MemoryLog(**ways), monkeypatch, at_once=20, batches=1)
+        report = stream(prepared, MemoryLog(two=ways["two"], one=ways["one"]))
+        assert (report.num_kept, report.num_quarantined, report.num_rebuilds) == (20, 1, 1)
+        assert_online_is_batch(prepared)
+
     def test_the_rows_of_what_was_counted_are_written_again(self, prepared, monkeypatch):
         from penstock.features.stream_online import OnlineSide
 
