@@ -112,9 +112,14 @@ def _edges(low: float, high: float) -> list[float]:
     if low == high:
         margin = max(0.5, abs(low) * 1e-6)
         low, high = low - margin, high + margin
+    largest = np.finfo(np.float64).max
+    low, high = max(low, -largest), min(high, largest)
     at = np.linspace(0.0, 1.0, NUM_BINS + 1)
-    # Not low + (high - low) * at: the difference of two finite numbers may be infinite.
-    edges: list[float] = np.unique(low * (1 - at) + high * at).tolist()
+    # Not low + (high - low) * at: the difference of two finite numbers may be infinite. The sum of
+    # two shares of the largest one may be too, by rounding.
+    with np.errstate(over="ignore"):
+        between = np.clip(low * (1 - at) + high * at, low, high)
+    edges: list[float] = np.unique(between).tolist()
     return edges
 
 

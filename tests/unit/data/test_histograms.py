@@ -1,3 +1,4 @@
+import sys
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -81,6 +82,12 @@ class TestCounts:
         numbers = [v for v in values if v is not None and v == v]
         total = sum(whole.counts) + whole.below + whole.above
         assert total == (len(numbers) if whole.edges else 0)
+
+    @pytest.mark.parametrize("share", [1.0, 0.5, -1.0])
+    def test_the_largest_numbers_have_their_bins(self, share):
+        largest = sys.float_info.max
+        counts = counted(pl.Series("x", [largest, share * largest])).counts
+        assert sum(counts) == 2
 
     def test_counts_are_those_of_numpy(self):
         values = np.random.default_rng(0).normal(size=10_000)
