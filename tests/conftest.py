@@ -47,6 +47,18 @@ def ray_cluster(project: Project) -> Iterator[LocalCluster]:
         local.down(project.settings)
 
 
+@pytest.fixture(scope="module")
+def connected(project: Project, ray_cluster: LocalCluster) -> Iterator[None]:
+    """The test process as a driver of the test run's Ray."""
+    import ray
+
+    from penstock.cluster import connection
+
+    connection.connect(project.settings)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def penstock(project: Project) -> Callable[..., Completed]:
     """Run `penstock …` on the session's project; gives exit code, stdout and stderr."""

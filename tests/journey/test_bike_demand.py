@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import ray
 import xgboost
 
 from bikes import DECLARED, all_features, read_readings
-from penstock.cluster import connection
 from penstock.data import tables
 from penstock.data.contracts import get_table
 from penstock.data.ingest import ingest
@@ -43,14 +41,6 @@ OUT = "bike_demand.scores"
 # "This station's last reading that is at least 30 minutes old", over the whole stream.
 LAST_KNOWN_READING = 2.21
 PUBLISHED = 4.02
-
-
-@pytest.fixture(scope="module")
-def connected(project, ray_cluster):
-    """Makes the test process a driver of the test run's Ray."""
-    connection.connect(project.settings)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

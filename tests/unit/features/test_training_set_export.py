@@ -4,7 +4,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import ray
 from polars.testing import assert_frame_equal
 
 from payments import (
@@ -16,7 +15,6 @@ from payments import (
     end_of_day,
     settings_in,
 )
-from penstock.cluster import connection
 from penstock.data import tables
 from penstock.errors import DataError, IntegrityError
 from penstock.features import training_set as training_set_module
@@ -72,13 +70,6 @@ class TestToTable:
         with pytest.raises(IntegrityError, match="cannot be read from"):
             to_table(settings, made, self.TABLE)
         assert not tables.exists(settings, self.TABLE)
-
-
-@pytest.fixture
-def connected(project, ray_cluster):
-    connection.connect(project.settings)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray

@@ -6,9 +6,7 @@ import mlflow
 import numpy as np
 import polars as pl
 import pytest
-import ray
 
-from penstock.cluster import connection
 from penstock.data import tables
 from penstock.data.contracts import get_table
 from penstock.errors import GateRefusedError, TrainingDataError
@@ -26,14 +24,6 @@ from real_data import card_fraud_files
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TABLE = "card_fraud.transactions"
-
-
-@pytest.fixture(scope="module")
-def connected(project, ray_cluster):
-    """Makes the test process a driver of the test run's Ray."""
-    connection.connect(project.settings)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,11 @@ import pytest
 import ray
 import torch
 
-from penstock.cluster import connection
 from penstock.training.declarations import TorchMLP, XGBoost
 from penstock.training.estimators import distributed, torch_nets, xgboost_trees
 from penstock.training.estimators.base import FitJob
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def connected(project, ray_cluster):
-    """Makes the test process a driver of the test run's Ray."""
-    connection.connect(project.settings)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
