@@ -97,7 +97,6 @@ def assert_old_or_complete_then_finish(root):
     assert left == []
 
 
-@pytest.mark.slow
 class TestKilledIngest:
     @pytest.mark.parametrize("die_at", range(1, NUM_STEPS + 1))
     def test_a_kill_at_any_step_leaves_the_old_state_or_the_new(self, root, die_at):

@@ -16,7 +16,7 @@ from penstock.features import point_in_time
 from penstock.features.distributed_join import RunOnRay, execute
 from worlds import labels_of, side, source_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.ray
 
 NUM_LABELS, ROWS_PER_CHUNK = 1000, 250
 

@@ -99,7 +99,6 @@ def complete(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 SEEDED = sorted(random.Random(7).sample(range(1, NUM_STEPS + 1), 10))
 
 
-@pytest.mark.slow
 class TestKilledMaterialization:
     @pytest.mark.parametrize("die_at", SEEDED)
     def test_rows_are_right_or_absent_and_the_next_run_finishes(

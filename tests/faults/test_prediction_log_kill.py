@@ -51,7 +51,6 @@ def collected(settings: Settings) -> list[str]:
     return tables.scan(settings, predictions_table(USE_CASE)).collect()["prediction_id"].to_list()
 
 
-@pytest.mark.slow
 class TestKilledReplica:
     @pytest.mark.parametrize("after_s", SEEDED_S)
     def test_a_kill_costs_less_than_a_second_of_the_log(self, tmp_path: Path, after_s: float):

@@ -13,7 +13,7 @@ from penstock.features.online import OnlineReader
 from penstock.features.redis_online_store import GuardedRedisOnlineStore
 from servers import Redis, running_redis
 
-pytestmark = [pytest.mark.slow, pytest.mark.servers]
+pytestmark = pytest.mark.servers
 
 ROW = {
     "CUSTOMER_ID": 3,

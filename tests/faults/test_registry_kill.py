@@ -17,8 +17,6 @@ from penstock.errors import BusyError
 from penstock.settings import Settings
 from small_model import SmallRun, prepare, train_small
 
-pytestmark = pytest.mark.slow
-
 # What a kill can come between: what MLflow writes, and what is renamed into its place.
 WRITES = (
     "create_registered_model",

@@ -106,7 +106,6 @@ def append(log: Path, events: list[bytes]) -> None:
         file.writelines(event + b"\n" for event in events)
 
 
-@pytest.mark.slow
 class TestKilledStream:
     def test_after_five_kills_each_event_counted_once(self, storage, payments, tmp_path):
         settings = settings_in(storage)

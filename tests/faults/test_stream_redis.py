@@ -15,7 +15,7 @@ from penstock.features.streaming import Session, run
 from servers import running_redis
 from streams import MemoryLog, MemorySource, assert_online_is_batch, messages
 
-pytestmark = [pytest.mark.slow, pytest.mark.servers]
+pytestmark = pytest.mark.servers
 
 BEFORE, NUM_PAYMENTS, AT_ONCE = 600, 200, 40
 

@@ -20,7 +20,7 @@ from penstock.settings import Settings
 from projects import Project
 from small_model import prepare, seal_as, train_small
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 MODEL = "checked_by_requests"
 ROW = {"CUSTOMER_ID": 1, "TERMINAL_ID": 2, "TX_DATETIME": "2024-04-20T10:00:00Z", "TX_AMOUNT": 12.5}

@@ -34,7 +34,7 @@ from penstock.training.validation import suspect_leak
 from projects import REPO_ROOT
 from real_data import bike_readings
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("connected")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("connected")]
 USE_CASE = "bike_demand"
 TABLE = "bike_demand.readings"
 OUT = "bike_demand.scores"

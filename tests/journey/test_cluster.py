@@ -17,7 +17,7 @@ from penstock.errors import ClusterError
 from penstock.serving.client import open_directly
 from projects import Project
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 DEMO = """
 import os, sys, time

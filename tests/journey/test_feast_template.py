@@ -13,8 +13,6 @@ import pytest
 
 from projects import REPO_ROOT
 
-pytestmark = pytest.mark.slow
-
 OURS = "penstock.features.offline_store.PenstockOfflineStore"
 ENGINE = "penstock.features.compute_engine.PenstockComputeEngine"
 

@@ -10,7 +10,7 @@ from projects import Project
 from readme import Step, walk
 from servers import Postgres, Redis
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.ray
 
 
 # What this run is to show does not grow with the data.

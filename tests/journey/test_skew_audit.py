@@ -42,7 +42,7 @@ from projects import Project
 from small_model import seal_as, train_small
 from streams import messages
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 MODEL = "checked_by_audit"
 NUM_DAYS = 41

@@ -64,7 +64,6 @@ class TestSelect:
         assert not inside.exists()
 
     @pytest.mark.ray
-    @pytest.mark.slow
     def test_its_job_ranks_the_features_and_the_command_writes_the_suggestion(
         self, tmp_path, project, ray_cluster
     ):

@@ -119,7 +119,6 @@ class TestEnvironment:
         assert environment["PENSTOCK_STORAGE__ROOT"] == str(settings.storage_path)
 
 
-@pytest.mark.slow
 def test_a_ray_that_does_not_start_says_what_it_said(settings, tmp_path):
     environment = os.environ | {"PENSTOCK_CLUSTER_ID": local.cluster_id(settings)}
     with pytest.raises(ClusterError, match=r"`ray start` ended with 2.*no-such-flag"):

@@ -1,8 +1,6 @@
 import subprocess
 import sys
 
-import pytest
-
 
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -10,7 +8,6 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.slow
 class TestLeanFeast:
     def test_the_way_to_an_online_row_loads_neither_torch_nor_training_nor_mlflow(self):
         loaded = run(

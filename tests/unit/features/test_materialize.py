@@ -161,7 +161,6 @@ class TestMaterialize:
         with pytest.raises(NotFoundError, match="customer_windows"):
             materialize(settings, USE_CASE)
 
-    @pytest.mark.slow
     def test_a_run_that_is_killed_is_finished_by_the_next(self, prepared, tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", _KILLED_WHILE_WRITING, str(tmp_path)],

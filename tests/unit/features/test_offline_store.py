@@ -59,7 +59,6 @@ class TestHistoricalFeatures:
         assert got["number"].isna().tolist() == [False, False, True, True, False, False]
         assert got["number"].iloc[5] == 3
 
-    @pytest.mark.slow
     def test_values_equal_those_of_feasts_duckdb_store(self, tmp_path):
         dice = random.Random(7)
         rows = [

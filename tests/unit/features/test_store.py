@@ -176,7 +176,6 @@ class TestRegisteredView:
             registered_view(open_store(settings), view)
 
 
-@pytest.mark.slow
 class TestFeastByHand:
     def test_feasts_own_command_applies_the_repo(self, tmp_path):
         shutil.copytree(REPO_ROOT / "feature_repo", tmp_path / "feature_repo")

@@ -240,7 +240,6 @@ class TestContentDigest:
         assert content_digest(other) != content_digest(self.FRAME)
 
 
-@pytest.mark.slow
 class TestPublishedValues:
     def test_the_training_week_is_the_published_one(self, tmp_path):
         # The widest window, moved by the delay, begins 37 days before the week: in June.

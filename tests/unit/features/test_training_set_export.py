@@ -73,7 +73,6 @@ class TestToTable:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_workers_read_the_files_and_a_damaged_one_is_refused(connected, made):
     blocks = to_ray_dataset(made).iter_batches(batch_size=None, batch_format="pyarrow")
     rows = pl.concat(pl.DataFrame(pl.from_arrow(block)) for block in blocks)

@@ -22,7 +22,7 @@ from penstock.training.trainer import train
 from projects import REPO_ROOT
 from real_data import card_fraud_files
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 TABLE = "card_fraud.transactions"
 
 

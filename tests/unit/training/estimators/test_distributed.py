@@ -11,7 +11,7 @@ from penstock.training.declarations import TorchMLP, XGBoost
 from penstock.training.estimators import distributed, torch_nets, xgboost_trees
 from penstock.training.estimators.base import FitJob
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
