@@ -4,24 +4,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from penstock.records import Record
+from penstock.training.estimator_base import DistributedEstimator, OneTaskEstimator
+from penstock.training.estimator_base import Loss as Loss
 from penstock.training.metric_declarations import Task
-
-Loss = Literal["log_loss", "squared_error", "absolute_error"]
-"""What a fit makes small: log_loss for two classes; for numbers squared_error, which aims at the
-mean, or absolute_error, which aims at the median."""
+from penstock.training.torch_declarations import TorchMLP as TorchMLP
+from penstock.training.torch_declarations import TorchModule as TorchModule
 
 
-class _Estimator(Record):
-    seed: int = 0
-
-
-class _OneTask(_Estimator):
-    num_cpus: int = Field(default=1, ge=1)
-    """CPUs, and so threads, of the one Ray task that fits."""
-
-
-class LogisticRegression(_OneTask):
+class LogisticRegression(OneTaskEstimator):
     """scikit-learn's, with its defaults: two classes."""
 
     task: ClassVar[Task] = "binary"
@@ -30,7 +20,7 @@ class LogisticRegression(_OneTask):
     max_iterations: int = Field(default=100, ge=1)
 
 
-class Ridge(_OneTask):
+class Ridge(OneTaskEstimator):
     """scikit-learn's linear regression with a squared penalty on the weights: a number."""
 
     task: ClassVar[Task] = "regression"
@@ -39,7 +29,7 @@ class Ridge(_OneTask):
     """0: ordinary least squares."""
 
 
-class _Trees(_OneTask):
+class _Trees(OneTaskEstimator):
     criterion: Literal["gini", "squared_error"] = "gini"
     """What a split makes small: gini for two classes, squared_error for a number."""
     max_depth: int | None = Field(default=None, ge=1)
@@ -64,25 +54,7 @@ class RandomForest(_Trees):
     num_trees: int = Field(default=100, ge=1)
 
 
-class _Distributed(_Estimator):
-    loss: Loss = "log_loss"
-    num_workers: int = Field(default=1, ge=1)
-    """Ray Train's workers; each has its share of the rows."""
-    num_cpus_per_worker: int = Field(default=1, ge=1)
-    """CPUs, and so threads, of one worker."""
-    use_gpu: bool | None = None
-    """A GPU for each worker: asked for and waited for, or not used; None: where Ray has enough
-    now, which an autoscaler that starts GPU nodes on demand is never asked for."""
-    max_failures: int = Field(default=2, ge=0)
-    """How often a lost worker is replaced and training goes on from its last checkpoint."""
-
-    @property
-    def task(self) -> Task:
-        """What the label has to be."""
-        return "binary" if self.loss == "log_loss" else "regression"
-
-
-class XGBoost(_Distributed):
+class XGBoost(DistributedEstimator):
     """Gradient-boosted trees by Ray Train, with XGBoost's defaults."""
 
     kind: Literal["xgboost"] = "xgboost"
@@ -104,35 +76,6 @@ class XGBoost(_Distributed):
         if self.task == "binary" and given is not None and not 0 < given < 1:
             raise ValueError(f"initial_score is {given}, no probability between 0 and 1")
         return self
-
-
-class _TorchTraining(_Distributed):
-    num_epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    """Rows of one optimiser step, all workers together."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Where Adam starts; it falls to zero along half a cosine."""
-
-
-class TorchMLP(_TorchTraining):
-    """A feed-forward net: linear layers with ReLU between, trained by Adam."""
-
-    kind: Literal["torch_mlp"] = "torch_mlp"
-    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-class TorchModule(_TorchTraining):
-    """A torch module of the user's own, named by its import path.
-
-    The class is called with the number of features; its forward takes float32 [n, F] and gives
-    logits, [n] or [n, 1]; for a number its output is taken in standard deviations from the mean
-    of the training labels.
-    """
-
-    kind: Literal["torch_module"] = "torch_module"
-    module: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """`package.module:ClassName`, importable from the feature repo or the environment."""
 
 
 Estimator = Annotated[

@@ -1,0 +1,45 @@
+"""What the declarations of all estimators share."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from penstock.records import Record
+from penstock.training.metric_declarations import Task
+
+Loss = Literal["log_loss", "squared_error", "absolute_error"]
+"""What a fit makes small: log_loss for two classes; for numbers squared_error, which aims at the
+mean, or absolute_error, which aims at the median."""
+
+
+class SeededEstimator(Record):
+    """Any estimator: what is random in its fit follows from the seed."""
+
+    seed: int = 0
+
+
+class OneTaskEstimator(SeededEstimator):
+    """An estimator that one Ray task fits."""
+
+    num_cpus: int = Field(default=1, ge=1)
+    """CPUs, and so threads, of the one Ray task that fits."""
+
+
+class DistributedEstimator(SeededEstimator):
+    """An estimator that Ray Train's workers fit."""
+
+    loss: Loss = "log_loss"
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train's workers; each has its share of the rows."""
+    num_cpus_per_worker: int = Field(default=1, ge=1)
+    """CPUs, and so threads, of one worker."""
+    use_gpu: bool | None = None
+    """A GPU for each worker: asked for and waited for, or not used; None: where Ray has enough
+    now, which an autoscaler that starts GPU nodes on demand is never asked for."""
+    max_failures: int = Field(default=2, ge=0)
+    """How often a lost worker is replaced and training goes on from its last checkpoint."""
+
+    @property
+    def task(self) -> Task:
+        """What the label has to be."""
+        return "binary" if self.loss == "log_loss" else "regression"
