@@ -6,6 +6,7 @@ environment.
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -17,7 +18,6 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -28,6 +28,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
 from penstock.errors import SettingsError
+from penstock.prices import CostSettings
+from penstock.records import Record
 
 Profile = Literal["local", "cluster"]
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -43,18 +45,14 @@ _NOT_FOR_JOBS = _SECRETS | {"project_root", "serving.port"}
 _REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d+(,[^\s,:=@/]+:\d+)*(,\w+=[^,]*)*")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StorageSettings(_Section):
+class StorageSettings(Record):
     """Where tables, model versions and the embedded databases live."""
 
     root: str = ".penstock"
     """A folder (relative: to the project's root), on a cluster one that every node shares."""
 
 
-class RaySettings(_Section):
+class RaySettings(Record):
     """The Ray that work runs on."""
 
     address: str | None = None
@@ -84,7 +82,7 @@ class RaySettings(_Section):
         return address
 
 
-class FeatureStoreSettings(_Section):
+class FeatureStoreSettings(Record):
     """Feast's registry and online store."""
 
     registry_url: SecretStr = SecretStr("")
@@ -103,13 +101,13 @@ class FeatureStoreSettings(_Section):
         return redis
 
 
-class TrackingSettings(_Section):
+class TrackingSettings(Record):
     """MLflow's tracking server or database."""
 
     uri: SecretStr = SecretStr("")
 
 
-class ServingSettings(_Section):
+class ServingSettings(Record):
     """Serve's HTTP ingress."""
 
     host: str = "127.0.0.1"
@@ -139,6 +137,7 @@ class Settings(BaseSettings):
     feature_store: FeatureStoreSettings = FeatureStoreSettings()
     tracking: TrackingSettings = TrackingSettings()
     serving: ServingSettings = ServingSettings()
+    cost: CostSettings = CostSettings()
     kafka: Mapping[str, SecretStr] = Field(default_factory=dict)
     """librdkafka's options, `bootstrap.servers` among them; empty: there is no Kafka."""
 
@@ -260,7 +259,7 @@ class Settings(BaseSettings):
         URLs, passwords and ports are left out: nodes carry their own.
         """
         keys = (k for k in known_keys() if k not in _NOT_FOR_JOBS and not k.startswith("ray."))
-        variables = {_variable(key): str(attrgetter(key)(self)) for key in keys}
+        variables = {_variable(key): _written(attrgetter(key)(self)) for key in keys}
         if self.feature_repo_path.is_relative_to(self.project_root):
             # A job has the project's folder elsewhere.
             in_project = self.feature_repo_path.relative_to(self.project_root)
@@ -338,7 +337,7 @@ def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]
     keys: list[str] = []
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, _Section):
+        if isinstance(annotation, type) and issubclass(annotation, Record):
             keys += known_keys(annotation, f"{prefix}{name}.")
         else:
             keys.append(f"{prefix}{name}")
@@ -359,6 +358,10 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
 
 def _variable(key: str) -> str:
     return _PREFIX + key.replace(".", "__").upper()
+
+
+def _written(value: Any) -> str:
+    return json.dumps(dict(value)) if isinstance(value, Mapping) else str(value)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

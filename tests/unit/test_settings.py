@@ -158,10 +158,12 @@ feature_store.registry_url = 'postgresql://h/f'""",
         monkeypatch.setenv("PENSTOCK_FEATURE_REPO", str(project / "declared"))
         monkeypatch.setenv("PENSTOCK_SERVING__MAX_BODY_BYTES", "6000")
         monkeypatch.setenv("PENSTOCK_RAY__ADDRESS", "http://head:8265")
+        monkeypatch.setenv("PENSTOCK_COST__BUDGETS_PER_MONTH", '{"churn": 12.5}')
         sent = load_settings().job_environment()
         assert sent["PENSTOCK_FEATURE_REPO"] == "declared"
         assert sent["PENSTOCK_FEATURE_STORE__ONLINE_STORE"] == "sqlite"
         assert sent["PENSTOCK_SERVING__MAX_BODY_BYTES"] == "6000"
+        assert sent["PENSTOCK_COST__BUDGETS_PER_MONTH"] == '{"churn": 12.5}'
         assert not [name for name in sent if "RAY" in name or "PORT" in name or "URL" in name]
         # What is sent is what the other side takes.
         for name, value in sent.items():
