@@ -34,6 +34,11 @@ from penstock.training.metric_declarations import RootMeanSquaredError as RootMe
 from penstock.training.metric_declarations import Task as Task
 from penstock.training.metric_declarations import TopGroupsPrecision as TopGroupsPrecision
 from penstock.training.preprocessing_declarations import PreprocessingPolicy as PreprocessingPolicy
+from penstock.training.search_declarations import Choice as Choice
+from penstock.training.search_declarations import Floats as Floats
+from penstock.training.search_declarations import Ints as Ints
+from penstock.training.search_declarations import Search as Search
+from penstock.training.search_declarations import check_searches
 from penstock.training.split_declarations import RollingTimeSplit as RollingTimeSplit
 from penstock.training.split_declarations import Split as Split
 from penstock.training.split_declarations import TimeSplit as TimeSplit
@@ -113,6 +118,8 @@ class Model(Record):
     preprocessing: PreprocessingPolicy = PreprocessingPolicy()
     estimators: Mapping[str, Estimator]
     default_estimator: str
+    search: Mapping[str, Search] = {}
+    """By estimator, what `penstock tune` may try of its fields."""
     metrics: tuple[Metric, ...] = (RocAuc(), AveragePrecision(), LogLoss(), BrierScore())
     primary_metric: str
     baseline: str | None = None
@@ -137,6 +144,7 @@ class Model(Record):
             if metric not in names:
                 raise DeclarationError(str(unknown_name(f"metric of {self.name}", metric, names)))
         self.estimator(self.default_estimator)
+        check_searches(self.search, self.estimators)
         for result in self.published:
             self.estimator(result.estimator)
         return self
