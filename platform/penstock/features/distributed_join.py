@@ -47,39 +47,50 @@ class RunOnRay:
 
     max_in_flight: int
     max_retries: int = 3
+    num_cpus: int = 1
+    """Of each task, and so its threads."""
 
     def __call__(self, function: Callable[..., Any], calls: Sequence[_Call]) -> Iterator[Any]:
-        """Run the calls on the Ray that this process is a driver of."""
+        """Run the calls on the Ray that this process is connected to.
+
+        Who takes no further result and closes the iterator ends what still runs.
+        """
         import ray
 
-        task = ray.remote(_call).options(num_cpus=1, max_retries=self.max_retries)
+        task = ray.remote(_call).options(num_cpus=self.num_cpus, max_retries=self.max_retries)
         waiting: dict[Any, int] = {}
         done: dict[int, Any] = {}
         numbered = iter(enumerate(calls))
         turn = 0
-        while turn < len(calls):
-            for number, call in itertools.islice(numbered, self.max_in_flight - len(waiting)):
-                waiting[task.remote(function, call)] = number
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            done[waiting.pop(ready[0])] = ray.get(ready[0])
-            while turn in done:
-                yield done.pop(turn)
-                turn += 1
+        try:
+            while turn < len(calls):
+                for number, call in itertools.islice(numbered, self.max_in_flight - len(waiting)):
+                    waiting[task.remote(function, call)] = number
+                ready, _ = ray.wait(list(waiting), num_returns=1)
+                done[waiting.pop(ready[0])] = ray.get(ready[0])
+                while turn in done:
+                    yield done.pop(turn)
+                    turn += 1
+        finally:
+            for reference in waiting if ray.is_initialized() else ():
+                ray.cancel(reference)
 
 
 def _call(function: Callable[..., Any], call: _Call) -> Any:
     return function(**call)
 
 
-def runner() -> RunTasks:
-    """Where to run: on the Ray that this process is connected to, else here."""
+def runner(*, num_cpus: int = 1) -> RunTasks:
+    """Where to run tasks of so many CPUs: on the Ray of this process, else in it."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return run_here
     if len([node for node in ray.nodes() if node["Alive"]]) > 1:
-        return RunOnRay(max_in_flight=int(ray.cluster_resources().get("CPU", 1)))
-    # A Ray on one machine has more slots than cores, so that nothing starves.
-    return RunOnRay(max_in_flight=os.cpu_count() or 1)
+        cores = int(ray.cluster_resources().get("CPU", 1))
+    else:
+        # A Ray on one machine has more slots than cores, so that nothing starves.
+        cores = os.cpu_count() or 1
+    return RunOnRay(max_in_flight=max(cores // num_cpus, 1), num_cpus=num_cpus)
 
 
 def execute(

@@ -1,7 +1,7 @@
 """Fits on each fold of a split and scores the fold's test rows by what came out of the fit."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from penstock.progress import Progress
 from penstock.records import Record
 from penstock.scorer import load_scorer
 from penstock.training import bundle, preprocessing
-from penstock.training.declarations import Model
+from penstock.training.declarations import Model, TimeSplit
 from penstock.training.estimators.base import Fitted, Labels, Scaled, Scores
 from penstock.training.preprocessing import Preprocessing
 from penstock.training.validation import Examples, check_labels, split, to_examples
@@ -44,15 +44,27 @@ class FittedFolds:
     """The model's baseline for each test row; the mean training label where it is missing."""
 
 
-def count_folds(frame: pl.DataFrame, model: Model, *, event_time: str) -> Counts:
+def count_folds(
+    frame: pl.DataFrame,
+    model: Model,
+    *,
+    event_time: str,
+    folds: Sequence[TimeSplit] | None = None,
+) -> Counts:
     """Count the examples, and refuse before the first fit what a later one could not take.
+
+    Args:
+        frame: the training set's rows.
+        model: whose label and task.
+        event_time: the column of event times.
+        folds: None: those of the model's split.
 
     Raises:
         TrainingDataError: a side of a fold has no rows, or labels that cannot be trained on.
     """
     train_labels: Labels = np.empty(0)
     test_labels = []
-    for fold in model.split.folds():
+    for fold in model.split.folds() if folds is None else folds:
         sides = split(frame, fold, event_time=event_time, label=model.label)
         train_labels, labels = (
             check_labels(rows, label=model.label, side=side, task=model.task)
@@ -77,21 +89,23 @@ def fit_folds(
     feature_names: tuple[str, ...],
     fit: Callable[[int, Scaled, Labels], Fitted],
     progress: Progress,
+    folds: Sequence[TimeSplit] | None = None,
 ) -> FittedFolds:
     """Fit and score one fold after the other.
 
     Args:
         frame: the training set's rows.
-        model: whose split, label and task.
+        model: whose label, task, preprocessing and baseline.
         event_time: the column of event times.
         feature_names: the order of the features.
         fit: fits the fold of that number on filled and standardised features.
         progress: told of each fit, where there are several.
+        folds: None: those of the model's split.
 
     Raises:
         TrainingDataError: a fold cannot be trained on.
     """
-    policies = model.split.folds()
+    policies = model.split.folds() if folds is None else folds
     tests, scores, guesses = [], [], []
     fit_s = 0.0
     for number, policy in enumerate(policies):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from penstock.errors import IntegrityError
+from penstock.errors import DeclarationError, IntegrityError
 from penstock.training.declarations import (
     DecisionTree,
     Estimator,
@@ -13,6 +13,7 @@ from penstock.training.declarations import (
     TorchModule,
     XGBoost,
 )
+from penstock.training.estimator_base import OneTaskEstimator
 from penstock.training.estimators.base import FitJob, Fitted, Labels, NativeModel, Scaled
 
 
@@ -40,6 +41,39 @@ def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitte
             return torch_nets.fit(config, scaled, labels, job)
 
 
+def cpus_of_one_task(config: Estimator) -> int | None:
+    """Give the CPUs of the one task that can fit the estimator, or None: Ray Train has to."""
+    match config:
+        case OneTaskEstimator():
+            return config.num_cpus
+        case XGBoost() if config.num_workers == 1 and not config.use_gpu:
+            return config.num_cpus_per_worker
+        case _:
+            return None
+
+
+def fit_here(config: Estimator, scaled: Scaled, labels: Labels) -> Fitted:
+    """Fit in this process what one task can fit, as `fit` would, without its checkpoints.
+
+    Raises:
+        DeclarationError: only Ray Train's workers can fit it.
+    """
+    match config:
+        case LogisticRegression() | Ridge() | DecisionTree() | RandomForest():
+            from penstock.training.estimators import scikit
+
+            return scikit.fit_here(config, scaled, labels)
+        case XGBoost() if cpus_of_one_task(config) is not None:
+            from penstock.training.estimators import xgboost_trees
+
+            return xgboost_trees.fit_here(config, scaled, labels)
+        case _:
+            raise DeclarationError(
+                f"{type(config).__name__} cannot be fitted by one task",
+                next_step="let Ray Train fit it",
+            )
+
+
 def load(family: str, folder: Path) -> NativeModel:
     """Read a native model back from its folder.
 
@@ -60,7 +94,7 @@ def load(family: str, folder: Path) -> NativeModel:
 
             return BoostedTrees.load(folder)
         case "torch":
-            from penstock.training.estimators.torch_nets import TorchNet
+            from penstock.training.estimators.torch_export import TorchNet
 
             return TorchNet.load(folder)
     raise IntegrityError(

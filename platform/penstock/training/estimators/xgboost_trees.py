@@ -45,6 +45,26 @@ def fit(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
     )
 
 
+def fit_here(config: XGBoost, scaled: Scaled, labels: Labels) -> Fitted:
+    """Fit in this process, to the same trees as one worker of Ray Train."""
+    evaluated: dict[str, dict[str, list[float]]] = {}
+    train = xgboost.DMatrix(scaled, label=labels)
+    booster = xgboost.train(
+        parameters(config, use_gpu=False),
+        train,
+        num_boost_round=config.num_rounds,
+        evals=[(train, "train")],
+        evals_result=evaluated,
+        verbose_eval=False,
+    )
+    losses = evaluated["train"][_MEASURES[config.loss]]
+    return Fitted(
+        native=BoostedTrees(booster=booster),
+        onnx=export(booster, config.task, num_features=scaled.shape[1]),
+        history=[{"train_loss": loss} for loss in losses],
+    )
+
+
 def parameters(config: XGBoost, *, use_gpu: bool) -> dict[str, Any]:
     """Give XGBoost's own parameters for the declared ones."""
     given: dict[str, Any] = {

@@ -1,0 +1,216 @@
+"""Evaluates an estimator on folds: each is fitted and scored by itself, side by side on Ray.
+
+An estimator that one task can fit is fitted by a task for each fold, as many at a time as there are
+cores. What only Ray Train can fit (several workers, nets) brings tasks of its own, so its folds
+are fitted one after the other from this process.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from penstock.errors import DeclarationError
+from penstock.features.distributed_join import RunOnRay, RunTasks, run_here, runner
+from penstock.progress import silent
+from penstock.training.declarations import Estimator, Model, TimeSplit
+from penstock.training.estimators import families
+from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Scores
+from penstock.training.folds import Counts, count_folds, fit_folds
+from penstock.training.metrics import evaluate
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+_PLACE = "__place"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldResult:
+    """What one fold says of an estimator."""
+
+    number: int
+    """From 1, in the order of the folds."""
+    counts: Counts
+    metrics: dict[str, float]
+    baseline: dict[str, float]
+    """What the model's baseline reaches on the same rows; empty where it has none."""
+    places: npt.NDArray[np.int64]
+    """[n]: where the fold's test rows stand in the frame."""
+    labels: Labels
+    """[n], theirs."""
+    scores: Scores
+    """[n], theirs, by a fit that has not seen them."""
+    fit_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldScores:
+    """What all folds together say of an estimator."""
+
+    folds: tuple[FoldResult, ...]
+
+    def values(self, metric: str) -> npt.NDArray[np.float64]:
+        """Give the metric of each fold."""
+        return np.array([fold.metrics[metric] for fold in self.folds])
+
+    def mean(self, metric: str) -> float:
+        """Give the metric's mean over the folds."""
+        return float(self.values(metric).mean())
+
+    def deviation(self, metric: str) -> float | None:
+        """Give the metric's standard deviation over the folds; None where there is one fold."""
+        values = self.values(metric)
+        return float(values.std(ddof=1)) if len(values) > 1 else None
+
+    @property
+    def fit_s(self) -> float:
+        """Seconds of all fits, whether or not they ran side by side."""
+        return sum(fold.fit_s for fold in self.folds)
+
+    def out_of_fold(self, num_rows: int) -> Scores:
+        """Give [num_rows] scores of the frame's rows; NaN for a row that no fold tests."""
+        scores = np.full(num_rows, np.nan)
+        for fold in self.folds:
+            scores[fold.places] = fold.scores
+        return scores
+
+
+def evaluate_folds(
+    frame: "pl.DataFrame | ObjectRef[pl.DataFrame]",
+    model: Model,
+    config: Estimator,
+    *,
+    event_time: str,
+    feature_names: tuple[str, ...],
+    folds: Sequence[TimeSplit],
+    job: FitJob | None = None,
+    run: RunTasks | None = None,
+) -> FoldScores:
+    """Evaluate the estimator on every fold; the arguments are those of `each_fold`."""
+    results = each_fold(
+        frame,
+        model,
+        config,
+        event_time=event_time,
+        feature_names=feature_names,
+        folds=folds,
+        job=job,
+        run=run,
+    )
+    return FoldScores(folds=tuple(results))
+
+
+def each_fold(
+    frame: "pl.DataFrame | ObjectRef[pl.DataFrame]",
+    model: Model,
+    config: Estimator,
+    *,
+    event_time: str,
+    feature_names: tuple[str, ...],
+    folds: Sequence[TimeSplit],
+    job: FitJob | None = None,
+    run: RunTasks | None = None,
+) -> Iterator[FoldResult]:
+    """Give each fold's result as it is there, in the order of the folds.
+
+    Whoever has seen enough closes the iterator: the folds that still run are ended.
+
+    Args:
+        frame: the training set's rows; or a reference to them in Ray's store, for who evaluates
+            many estimators on the same ones.
+        model: its label, task, preprocessing, metrics and baseline.
+        config: the estimator, one of the model's or any other of its task.
+        event_time: the column of event times.
+        feature_names: the order of the features.
+        folds: which rows train and which test.
+        job: for an estimator that only Ray Train can fit: where its checkpoints go; each fold adds
+            its number to the name.
+        run: where the folds' tasks run; None: on the Ray that this process is connected to, else
+            here.
+
+    Raises:
+        TrainingDataError: a fold cannot be trained on.
+        DeclarationError: the estimator needs Ray Train, and no job was given.
+    """
+    num_cpus = families.cpus_of_one_task(config)
+    if num_cpus is None:
+        if job is None:
+            raise DeclarationError(
+                f"only Ray Train can fit {type(config).__name__} with {config}",
+                next_step="give a job with a folder for its checkpoints",
+            )
+        run = run_here
+    run = run or runner(num_cpus=num_cpus or 1)
+    # Once into the store, not once for each task.
+    shared = _put(frame) if isinstance(run, RunOnRay) else frame
+    calls = [{"frame": shared, "number": n, "fold": f} for n, f in enumerate(folds, start=1)]
+    evaluate_fold = partial(
+        _evaluate,
+        model=model,
+        config=config,
+        event_time=event_time,
+        feature_names=feature_names,
+        job=job,
+    )
+    yield from run(evaluate_fold, calls)
+
+
+def _evaluate(
+    frame: Any,
+    *,
+    model: Model,
+    config: Estimator,
+    event_time: str,
+    feature_names: tuple[str, ...],
+    job: FitJob | None,
+    number: int,
+    fold: TimeSplit,
+) -> FoldResult:
+    rows = _get(frame).with_row_index(_PLACE)
+    counts = count_folds(rows, model, event_time=event_time, folds=(fold,))
+
+    def fit(_: int, scaled: Scaled, labels: Labels) -> Fitted:
+        if job is None or families.cpus_of_one_task(config) is not None:
+            return families.fit_here(config, scaled, labels)
+        return families.fit(config, scaled, labels, replace(job, name=f"{job.name}-{number}"))
+
+    fitted = fit_folds(
+        rows,
+        model,
+        event_time=event_time,
+        feature_names=feature_names,
+        fit=fit,
+        progress=silent,
+        folds=(fold,),
+    )
+    test = fitted.test
+    guesses = fitted.guesses
+    return FoldResult(
+        number=number,
+        counts=counts,
+        metrics=evaluate(model.metrics, test, fitted.scores),
+        baseline={} if guesses is None else evaluate(model.metrics, test, guesses),
+        places=test.frame[_PLACE].to_numpy().astype(np.int64),
+        labels=test.labels,
+        scores=fitted.scores,
+        fit_s=fitted.fit_s,
+    )
+
+
+def _put(frame: Any) -> Any:
+    import ray
+
+    return ray.put(frame) if isinstance(frame, pl.DataFrame) else frame
+
+
+def _get(frame: Any) -> pl.DataFrame:
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    rows: pl.DataFrame = sys.modules["ray"].get(frame)
+    return rows

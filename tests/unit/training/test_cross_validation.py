@@ -1,0 +1,192 @@
+"""An estimator on folds: each row is scored by a fit that has not seen it, wherever it runs."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from penstock.errors import DeclarationError, TrainingDataError
+from penstock.features.distributed_join import run_here
+from penstock.training.cross_validation import each_fold, evaluate_folds
+from penstock.training.declarations import (
+    DecisionTree,
+    GatePolicy,
+    LogisticRegression,
+    LogLoss,
+    Model,
+    RocAuc,
+    TimeSplit,
+    TorchMLP,
+    XGBoost,
+)
+from penstock.training.estimators import xgboost_trees
+from penstock.training.metrics import evaluate
+from penstock.training.validation import Examples
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+FEATURES = ("rain", "wind")
+FOLDS = tuple(
+    TimeSplit(
+        train_start=START + n * 5 * DAY,
+        train_end=START + (n * 5 + 10) * DAY,
+        test_start=START + (n * 5 + 12) * DAY,
+        test_end=START + (n * 5 + 17) * DAY,
+        label_delay=2 * DAY,
+    )
+    for n in range(3)
+)
+MODEL = Model(
+    name="spills",
+    label_table="reservoir.readings",
+    label="spilled",
+    feature_service="reservoir_v1",
+    split=FOLDS[-1],
+    estimators={"logistic_regression": LogisticRegression()},
+    default_estimator="logistic_regression",
+    metrics=(RocAuc(), LogLoss()),
+    primary_metric="roc_auc",
+    gate=GatePolicy(metric="roc_auc"),
+)
+
+
+@pytest.fixture(scope="module")
+def frame():
+    """Four rows an hour for 27 days, in no order of time; the rain decides, more and more."""
+    random = np.random.default_rng(3)
+    num_rows = 27 * 24 * 4
+    quarters = random.permutation(num_rows)
+    rain, wind = random.normal(size=(2, num_rows))
+    strength = quarters / num_rows * 4
+    spilled = random.random(num_rows) < 1 / (1 + np.exp(1 - strength * rain))
+    return pl.DataFrame(
+        {
+            "at": [START + timedelta(minutes=15 * int(q)) for q in quarters],
+            "rain": rain,
+            "wind": wind,
+            "spilled": spilled.astype(np.int8),
+        }
+    ).with_columns(pl.col("at").dt.cast_time_unit("us"))
+
+
+def scored(frame, config=None, model=MODEL, **more):
+    arguments = {"event_time": "at", "feature_names": FEATURES, "folds": FOLDS} | more
+    return evaluate_folds(frame, model, config or LogisticRegression(), **arguments)
+
+
+class TestResults:
+    def test_every_test_row_is_found_at_its_place_with_its_score(self, frame):
+        found = scored(frame)
+        assert [fold.number for fold in found.folds] == [1, 2, 3]
+        for fold, policy in zip(found.folds, FOLDS, strict=True):
+            times = frame["at"][fold.places]
+            assert times.min() >= policy.test_start_utc
+            assert times.max() < policy.test_end_utc
+            assert fold.labels.tolist() == frame["spilled"][fold.places].to_list()
+            assert (fold.counts.num_training_rows, fold.counts.num_test_rows) == (960, 480)
+            examples = Examples(
+                features=np.zeros((480, 1)), labels=fold.labels, frame=pl.DataFrame()
+            )
+            assert fold.metrics == evaluate(MODEL.metrics, examples, fold.scores)
+        whole = found.out_of_fold(frame.height)
+        assert np.isfinite(whole).sum() == 3 * 480
+        np.testing.assert_array_equal(whole[found.folds[1].places], found.folds[1].scores)
+
+    def test_mean_and_deviation_are_those_over_the_folds(self, frame):
+        found = scored(frame)
+        values = [fold.metrics["roc_auc"] for fold in found.folds]
+        assert found.mean("roc_auc") == pytest.approx(np.mean(values))
+        assert found.deviation("roc_auc") == pytest.approx(np.std(values, ddof=1))
+        assert scored(frame, folds=FOLDS[:1]).deviation("roc_auc") is None
+        assert values[-1] > values[0], "the rain decides more and more"
+
+    def test_a_folds_score_does_not_change_with_the_labels_of_its_test(self, frame):
+        turned = frame.with_columns(
+            spilled=pl.when(pl.col("at") >= FOLDS[1].test_start_utc)
+            .then(1 - pl.col("spilled"))
+            .otherwise("spilled")
+        )
+        before, after = scored(frame).folds[1], scored(turned).folds[1]
+        np.testing.assert_array_equal(before.scores, after.scores)
+        assert before.metrics != after.metrics
+
+    def test_a_baseline_is_measured_on_the_same_rows(self, frame):
+        from penstock.training.declarations import MeanAbsoluteError, Ridge
+
+        model = MODEL.model_copy(
+            update={
+                "label": "wind",
+                "estimators": {"ridge": Ridge()},
+                "default_estimator": "ridge",
+                "metrics": (MeanAbsoluteError(),),
+                "baseline": "rain",
+            }
+        )
+        fold = scored(frame, Ridge(), model).folds[0]
+        rows = frame[fold.places]
+        error = (rows["rain"] - rows["wind"]).abs().mean()
+        assert fold.baseline == {"mean_absolute_error": pytest.approx(error)}
+
+
+class TestCourse:
+    def test_who_has_seen_enough_fits_no_further_fold(self, frame):
+        started = []
+
+        def run(function, calls):
+            for call in calls:
+                started.append(call["number"])
+                yield function(**call)
+
+        results = each_fold(
+            frame,
+            MODEL,
+            LogisticRegression(),
+            event_time="at",
+            feature_names=FEATURES,
+            folds=FOLDS,
+            run=run,
+        )
+        assert next(results).number == 1
+        results.close()
+        assert started == [1]
+
+    def test_a_fold_without_rows_is_refused(self, frame):
+        late = TimeSplit(
+            train_start=START + 40 * DAY,
+            train_end=START + 50 * DAY,
+            test_start=START + 50 * DAY,
+            test_end=START + 60 * DAY,
+        )
+        with pytest.raises(TrainingDataError, match="training split has no rows"):
+            scored(frame, folds=(late,))
+
+    def test_what_only_ray_train_can_fit_asks_for_a_place_for_its_checkpoints(self, frame):
+        for config in (TorchMLP(), XGBoost(num_workers=2), XGBoost(use_gpu=True)):
+            with pytest.raises(DeclarationError, match="only Ray Train can fit"):
+                scored(frame, config)
+
+
+class TestOneTask:
+    def test_boosted_trees_are_fitted_by_one_task_to_what_a_worker_would_fit(self, frame):
+        config = XGBoost(num_rounds=5, max_depth=2)
+        assert scored(frame, config).mean("roc_auc") > 0.7
+        features = frame.select(FEATURES).to_numpy().astype(np.float32)
+        fitted = xgboost_trees.fit_here(config, features, frame["spilled"].to_numpy())
+        losses = [epoch["train_loss"] for epoch in fitted.history]
+        assert len(losses) == 5
+        assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("connected")
+class TestOnRay:
+    def test_folds_that_run_side_by_side_say_what_they_say_here(self, frame):
+        import ray
+
+        here = scored(frame, DecisionTree(max_depth=3), run=run_here)
+        there = scored(ray.put(frame), DecisionTree(max_depth=3))
+        for mine, theirs in zip(here.folds, there.folds, strict=True):
+            assert mine.metrics == theirs.metrics
+            np.testing.assert_array_equal(mine.scores, theirs.scores)
+            np.testing.assert_array_equal(mine.places, theirs.places)
