@@ -17,25 +17,27 @@ def main() -> None:
     parser.add_argument("--estimator", help="its name in model.py; the model's default if left out")
     parser.add_argument("--all", action="store_true", help="every estimator of the model")
     parser.add_argument("--promote", action="store_true", help="make the best the champion")
-    parser.add_argument("--git-commit", help="the project's commit, where no .git comes along")
+    parser.add_argument("--code-state", help="what the command found, where no .git comes along")
     given = parser.parse_args()
     with job("train", worker_imports=_WORKER_IMPORTS) as running:
         # Here, not above: the settings keep MLflow from calling home, and come first.
         from penstock.registry.promotion import promote
         from penstock.registry.registration import register
         from penstock.registry.versions import CHAMPION, ModelRegistry
+        from penstock.training.code_state import receive
         from penstock.training.declarations import load_model
         from penstock.training.trainer import train
 
         settings = running.settings
         model = load_model(settings, given.use_case)
+        code = receive(settings, given.code_state)
         names = (
             list(model.estimators) if given.all else [given.estimator or model.default_estimator]
         )
         runs, failures = [], []
         for name in names:
             request_id = f"{running.request_id}-{name}"
-            more = {"progress": running.progress, "git_commit": given.git_commit}
+            more = {"progress": running.progress, "code": code}
             try:
                 runs.append(train(settings, model, estimator=name, request_id=request_id, **more))
             except Exception as error:  # noqa: BLE001  # raised below: first the others' turn

@@ -20,13 +20,18 @@ def pytest_configure() -> None:
             del os.environ[name]
 
 
-# First: pytest-xdist reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# As each is collected: pytest-xdist reads the groups before any hook that looks at all of them.
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Where the tests run in several processes: all that needs the one Ray in one, else by file."""
-    for item in items:
-        needs_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.name))
+    needs_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.name))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse a pytest-xdist that has not read the groups: each process would start a Ray."""
+    is_grouped = all("@" in item.nodeid for item in session.items)
+    if getattr(session.config.option, "loadgroup", False) and not is_grouped:
+        raise pytest.UsageError("this pytest-xdist does not group tests under this pytest")
 
 
 @pytest.fixture(scope="session")

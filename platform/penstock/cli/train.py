@@ -42,8 +42,8 @@ def train(
     from penstock.cluster.jobs import run_job
     from penstock.errors import PenstockError, UserError
     from penstock.settings import load_settings
+    from penstock.training.code_state import hand_over, take
     from penstock.training.declarations import load_model
-    from penstock.training.environment import git_commit
 
     if estimator and train_all:
         raise UserError("--estimator and --all were both given", allowed="one of them, or neither")
@@ -57,9 +57,7 @@ def train(
         arguments += ["--all"]
     if promote:
         arguments += ["--promote"]
-    commit = git_commit(settings.project_root)
-    if commit:
-        arguments += ["--git-commit", commit]
+    arguments += hand_over(settings, take(settings))
     metrics = [metric.name for metric in model.metrics]
 
     def show(result: Mapping[str, Any]) -> None:

@@ -85,9 +85,9 @@ class DeltaSource(DataSource):
             return str(Path(tables_root) / use_case / name)
         return str(load_settings().table_path(use_case, name))
 
-    def scan(self, config: RepoConfig | None = None) -> pl.LazyFrame:
-        """The newest version, lazily."""
-        return tables.scan_path(self.location(config))
+    def scan(self, config: RepoConfig | None = None, *, version: int | None = None) -> pl.LazyFrame:
+        """The newest version or the one asked for, lazily."""
+        return tables.scan_path(self.location(config), version=version)
 
     def source_type(self) -> Any:
         """Feast's word for a source that it does not know itself."""

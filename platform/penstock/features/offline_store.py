@@ -318,14 +318,22 @@ def view_side(
     config: RepoConfig,
     *,
     full_feature_names: bool = False,
+    rows: pl.LazyFrame | None = None,
 ) -> ViewSide:
     """Describe a view and some of its features to the join.
+
+    Args:
+        view: the view.
+        features: those of it that are joined.
+        config: the repo's configuration.
+        full_feature_names: name the features `view__feature`.
+        rows: the source's rows, where they are not the newest version's.
 
     Raises:
         DeclarationError: the view's source is of a kind that this store does not read.
     """
     source = source_files.known(view.batch_source)
-    frame = source_files.scan(source, config)
+    frame = source_files.scan(source, config) if rows is None else rows
     # What Feast calls a column -> what the table calls it.
     stored = {new: old for old, new in source.field_mapping.items()}
     keys = [e.name for e in view.entity_columns if e.name != DUMMY_ENTITY_ID]

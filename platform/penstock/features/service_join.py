@@ -1,21 +1,24 @@
 """One join for training and for scoring: a service's features as known at each row's own time."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from feast import FeatureService, FeatureStore
 from feast.feature_view_projection import FeatureViewProjection
 
 from penstock.data import tables
-from penstock.errors import DeclarationError, UserError
+from penstock.errors import DeclarationError, UserError, unknown_name
 from penstock.features.build import SOURCE, SOURCE_VERSION
-from penstock.features.declarations import FeatureObjects, function_of
+from penstock.features.declarations import FeatureObjects, FeatureTable, function_of
+from penstock.features.delta_source import DeltaSource
 from penstock.features.offline_store import view_side
 from penstock.features.pinned_rows import PinnedRows
 from penstock.features.point_in_time import JoinPlan, execute_in_one_task, plan
-from penstock.features.store import registered_view
+from penstock.features.store import essence, registered_view
 from penstock.settings import Settings
 from penstock.use_cases import split_name
 
@@ -23,10 +26,18 @@ from penstock.use_cases import split_name
 class ServiceJoin:
     """What a service needs of a row, and the join that gives its features."""
 
-    def __init__(self, objects: FeatureObjects, service: FeatureService) -> None:
+    def __init__(
+        self,
+        objects: FeatureObjects,
+        service: FeatureService,
+        *,
+        at: Mapping[str, int] | None = None,
+    ) -> None:
+        """Take the newest version of every table, or the versions that are named."""
         self._objects = objects
         self._service = service
         self._views = _stored_views(objects, service)
+        self._at = at
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -58,16 +69,26 @@ class ServiceJoin:
         ]
 
     def source_versions(self, settings: Settings) -> dict[str, int]:
-        """The newest version of each table behind the service's views.
+        """The version of each table behind the service's views: the newest, or the one named.
 
         Raises:
             DeclarationError: a view reads a source that has no versions.
-            NotFoundError: a feature table was never built.
+            NotFoundError: a feature table was never built, or has no such version.
         """
-        return {name: tables.latest(settings, name).version for name in self._tables()}
+        return {
+            table: tables.latest(settings, table, self._version(table)).version
+            for table in self._tables().values()
+        }
 
-    def _tables(self) -> list[str]:
-        found = []
+    def _version(self, table: str) -> int | None:
+        if self._at is None:
+            return None
+        if table not in self._at:
+            raise unknown_name("table among the named versions", table, self._at)
+        return self._at[table]
+
+    def _tables(self) -> dict[str, str]:
+        found = {}
         for name in self._views:
             table = getattr(self._objects.views[name].batch_source, "table", None)
             if table is None:
@@ -75,7 +96,7 @@ class ServiceJoin:
                     f"the feature view {name!r} reads a source that has no versions",
                     allowed="a DeltaSource with table=…, so that it can be told what was read",
                 )
-            found.append(table)
+            found[name] = table
         return found
 
     def check_built(self, settings: Settings, rows: PinnedRows) -> None:
@@ -88,8 +109,8 @@ class ServiceJoin:
         Raises:
             UserError: rows were added to the table after a feature table was built from it.
         """
-        for name in self._tables():
-            made_from = tables.latest(settings, name).metadata
+        for name in self._tables().values():
+            made_from = tables.latest(settings, name, self._version(name)).metadata
             if made_from.get(SOURCE) != rows.name or int(made_from[SOURCE_VERSION]) >= rows.version:
                 continue
             seen = tables.latest(settings, rows.name, int(made_from[SOURCE_VERSION]))
@@ -100,6 +121,26 @@ class ServiceJoin:
                     f"{seen.num_rows:,} rows; version {rows.version} has {rows.num_rows:,}",
                     next_step=f"run `penstock features build {split_name(name)[0]}`",
                 )
+
+    def definition(self, feature_tables: Mapping[str, FeatureTable]) -> str:
+        """Give a digest that changes when the service, its views, functions or windows do.
+
+        Args:
+            feature_tables: the use case's, by name.
+        """
+        projections = self._service.feature_view_projections
+        on_demand = self._objects.on_demand_views
+        used = [
+            self._service,
+            *(self._objects.views[name] for name in sorted(self._views)),
+            *(on_demand[p.name] for p in projections if p.name in on_demand),
+        ]
+        tables_behind = sorted(set(self._tables().values()) & feature_tables.keys())
+        content = {
+            "objects": [essence(each) for each in used],
+            "feature_tables": [feature_tables[name].digest for name in tables_behind],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def plan(self, store: FeatureStore, labels: pl.Schema, event_time: str) -> JoinPlan:
         """Check the join of the service's stored views to rows of this schema.
@@ -113,11 +154,17 @@ class ServiceJoin:
             UserError: a view was not applied as it is declared now.
         """
         sides = []
+        pinned = self._tables() if self._at is not None else {}
         for name, projection in self._views.items():
             view = self._objects.views[name]
             registered_view(store, view)
             features = [feature.name for feature in projection.features]
-            sides.append(view_side(view.with_projection(projection), features, store.config))
+            rows = None
+            if name in pinned:
+                source = cast(DeltaSource, view.batch_source)
+                rows = source.scan(store.config, version=self._version(pinned[name]))
+            side = view_side(view.with_projection(projection), features, store.config, rows=rows)
+            sides.append(side)
         needed = dict.fromkeys([*self.join_keys, event_time])
         return plan(pl.Schema({n: labels[n] for n in needed}), sides, event_time=event_time)
 

@@ -211,7 +211,7 @@ def _registered(store: FeatureStore) -> dict[str, dict[str, Any]]:
 
 def _same(present: Any, declared: Any) -> bool:
     """Whether the registry's object says what the declaration says."""
-    return bool(_essence(present) == _essence(declared))
+    return bool(essence(present) == essence(declared))
 
 
 # What Feast adds by itself, or writes differently from one process to the next: times, the default
@@ -220,7 +220,8 @@ _INCIDENTAL = frozenset({"project", "version", "meta", "body"})
 _DEFAULT_ENTITY = "__dummy"
 
 
-def _essence(value: Any) -> Any:
+def essence(value: Any) -> Any:
+    """Give what a Feast object declares, as plain data that is the same in every process."""
     return _without_incidental(MessageToDict(value.to_proto().spec))
 
 

@@ -23,7 +23,7 @@ from penstock.errors import (
     IntegrityError,
     unknown_name,
 )
-from penstock.features.declarations import load_feature_objects
+from penstock.features.declarations import load_feature_objects, load_feature_tables
 from penstock.features.distributed_join import execute, runner
 from penstock.features.join_planner import JoinPath, SideSize, choose_path, row_bytes, side_size
 from penstock.features.pinned_rows import PinnedRows, TimeSlice
@@ -119,6 +119,7 @@ def build_training_set(
     start: datetime,
     end: datetime,
     version: int | None = None,
+    table_versions: Mapping[str, int] | None = None,
     extra_columns: Sequence[str] = (),
     progress: Progress = silent,
 ) -> TrainingSet:
@@ -126,7 +127,8 @@ def build_training_set(
 
     Rows come in event-time order (then by the table's key), with the join keys, the event time,
     the extra columns, the label and the service's features in its order. A set that exists
-    already is verified and used again.
+    already is verified and used again. With `table_versions`, those of an earlier set, every table
+    is read at its version there, else at its newest (the labels at `version`).
 
     Raises:
         NotFoundError: no such use case, service, table, version or column.
@@ -135,7 +137,9 @@ def build_training_set(
         IntegrityError: the set exists already and its file is not what was written.
     """
     objects = load_feature_objects(settings, use_case)
-    join = ServiceJoin(objects, objects.service(service))
+    join = ServiceJoin(objects, objects.service(service), at=table_versions)
+    if table_versions is not None:
+        version = table_versions[label_table]
     labels = PinnedRows(settings, label_table, version)
     kept = list(dict.fromkeys([*join.join_keys, labels.event_time, *extra_columns, label]))
     clash = sorted(set(kept) & set(join.feature_names))
@@ -258,6 +262,17 @@ def load_training_set(settings: Settings, set_id: str) -> TrainingSet:
         raise unknown_name("training set", set_id, (p.parent.name for p in root.glob("*/*.json")))
     parts = orjson.loads(file.read_bytes())
     return TrainingSet(**{**parts, "path": str(file.parent)})
+
+
+def service_digest(settings: Settings, use_case: str, service: str) -> str:
+    """Give a digest of a feature service's definition, down to its functions and windows.
+
+    Raises:
+        NotFoundError: no such use case or service.
+    """
+    objects = load_feature_objects(settings, use_case)
+    join = ServiceJoin(objects, objects.service(service))
+    return join.definition(load_feature_tables(settings, use_case))
 
 
 def content_digest(data: pl.DataFrame) -> str:

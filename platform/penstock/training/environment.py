@@ -1,36 +1,63 @@
-"""What a run ran on: the commit of the project and the versions of every package."""
+"""What a run ran on: the machine, and the versions of every package."""
 
 import hashlib
+import os
 import platform
-import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import orjson
+import psutil
+
+from penstock.records import Record
+
+_ACCELERATOR = "accelerator_type:"
 
 
-def git_commit(folder: Path) -> str | None:
-    """Give the commit that the folder stands at, `-dirty` after it where files differ.
+class Hardware(Record):
+    """The machine of the driver, and what Ray has."""
 
-    None where the folder is under no git, or git is not installed.
-    """
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}-dirty" if changed else commit
+    machine: str
+    cpu_model: str
+    num_cores: int
+    """That this process may use."""
+    memory_bytes: int
+    num_nodes: int
+    """Of the Ray that the run is on; 0: it was on none."""
+    accelerators: dict[str, float]
+    """Ray's own names of its GPUs, and how many machines have each."""
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=10,
+def hardware() -> Hardware:
+    """Look at this machine, and at the Ray that this process is connected to."""
+    resources: dict[str, float] = {}
+    num_nodes = 0
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        resources = ray.cluster_resources()
+        num_nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return Hardware(
+        machine=platform.machine(),
+        cpu_model=_cpu_model(),
+        num_cores=len(os.sched_getaffinity(0)),
+        memory_bytes=psutil.virtual_memory().total,
+        num_nodes=num_nodes,
+        accelerators={
+            name.removeprefix(_ACCELERATOR): count
+            for name, count in resources.items()
+            if name.startswith(_ACCELERATOR)
+        },
     )
-    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "unknown")
 
 
 def packages() -> dict[str, str]:

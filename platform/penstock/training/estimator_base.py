@@ -40,6 +40,11 @@ class DistributedEstimator(SeededEstimator):
     """How often a lost worker is replaced and training goes on from its last checkpoint."""
 
     @property
+    def fewest_workers(self) -> int:
+        """How many workers it takes to start, and to go on when one is lost."""
+        return self.num_workers
+
+    @property
     def task(self) -> Task:
         """What the label has to be."""
         return "binary" if self.loss == "log_loss" else "regression"

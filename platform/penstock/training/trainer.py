@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
 
@@ -15,48 +16,37 @@ from penstock.features.online import OnlineReader
 from penstock.features.training_set import (
     TrainingSet,
     build_training_set,
+    content_digest,
     load_training_set,
     read_training_set,
+    service_digest,
 )
 from penstock.files import write_whole
 from penstock.progress import Progress, silent
 from penstock.settings import Settings
-from penstock.training import bundle, environment, plots
+from penstock.training import bundle, code_state, environment, plots
+from penstock.training.code_state import CodeState
 from penstock.training.declarations import Model
 from penstock.training.estimators import families
-from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled
+from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Scores
 from penstock.training.folds import Counts, FittedFolds, count_folds, fit_folds
 from penstock.training.metrics import curves, evaluate
+from penstock.training.runs import (
+    PATCH_FILE,
+    RUN_FILE,
+    SCORES_FILE,
+    Provenance,
+    Run,
+    num_threads,
+    predictions_digest,
+    read_run,
+    run_folder,
+)
 from penstock.training.tracking import BASELINE, ESTIMATOR_TAG, TrackedRun, Tracking
 from penstock.training.validation import suspect_leak
 
 _STEPS = ("training set", "fit", "evaluate", "bundle")
 _TRAINING_SET_TAG = "penstock.training_set"
-_RUN_FILE = "run.json"
-
-
-class Run(Counts):
-    """One finished training; its training set is its left neighbour."""
-
-    run_id: str
-    request_id: str
-    model: str
-    use_case: str
-    estimator: str
-    training_set_id: str
-    table_versions: dict[str, int]
-    metrics: dict[str, float]
-    seed: int
-    git_commit: str | None
-    environment_digest: str
-    started: datetime
-    fit_s: float
-    bundle_path: str
-
-
-def run_folder(settings: Settings, run_id: str) -> Path:
-    """Where a run's bundle lies."""
-    return settings.storage_path / "runs" / run_id
 
 
 def train(
@@ -66,7 +56,7 @@ def train(
     estimator: str | None,
     request_id: str,
     progress: Progress = silent,
-    git_commit: str | None = None,
+    code: CodeState | None = None,
 ) -> Run:
     """Train one estimator of the model and leave its bundle.
 
@@ -79,7 +69,7 @@ def train(
         estimator: one of the model's; None: its default.
         request_id: names the request over all attempts.
         progress: hears of each step.
-        git_commit: the project's commit, where the working directory is no checkout.
+        code: the state of the project's checkout, where the working directory is none.
 
     Raises:
         NotFoundError: the model has no such estimator.
@@ -88,10 +78,10 @@ def train(
     """
     name = estimator or model.default_estimator
     model.estimator(name)
-    commit = git_commit or environment.git_commit(settings.project_root)
+    state = code or code_state.take(settings)
     tracking = Tracking.open(settings)
     known = tracking.find_run(model.name, request_id)
-    if known is not None and (finished := _read_run(settings, known)) is not None:
+    if known is not None and (finished := read_run(settings, known)) is not None:
         # Killed between the record and its mark, the run would be called running for ever.
         tracking.finish(known)
         return finished
@@ -99,20 +89,13 @@ def train(
         "penstock.use_case": model.use_case,
         "penstock.model": model.name,
         ESTIMATOR_TAG: name,
-        **({"mlflow.source.git.commit": commit} if commit else {}),
+        **({"mlflow.source.git.commit": state.commit} if state.commit else {}),
     }
     with tracking.run(
         experiment=model.name, name=f"{name}-{request_id[:8]}", request_id=request_id, tags=tags
     ) as tracked:
-        attempt = _Attempt(settings, model, name, request_id, tracked, progress, commit)
+        attempt = _Attempt(settings, model, name, request_id, tracked, progress, state)
         return attempt.run()
-
-
-def _read_run(settings: Settings, run_id: str) -> Run | None:
-    folder = run_folder(settings, run_id)
-    if not (folder / _RUN_FILE).is_file():
-        return None
-    return Run.model_validate_json((folder / _RUN_FILE).read_bytes())
 
 
 class _Attempt:
@@ -126,7 +109,7 @@ class _Attempt:
         request_id: str,
         tracked: TrackedRun,
         progress: Progress,
-        git_commit: str | None,
+        code: CodeState,
     ) -> None:
         self._settings = settings
         self._model = model
@@ -135,9 +118,11 @@ class _Attempt:
         self._request_id = request_id
         self._tracked = tracked
         self._progress = progress
-        self._git_commit = git_commit
+        self._code = code
         self._started = datetime.now(UTC)
         self._packages = environment.packages()
+        # Now: the files may be edited while the fit runs.
+        self._code_digest = code_state.code_digest(settings, model.use_case)
 
     def run(self) -> Run:
         self._step(0)
@@ -166,13 +151,15 @@ class _Attempt:
         if leak is not None:
             raise GateRefusedError(leak.finding, allowed=leak.allowed, next_step=leak.next_step)
         self._step(3)
-        run = self._describe(training_set, counts, metrics, folds.fit_s)
+        provenance = self._provenance(frame, folds.scores)
+        run = self._describe(training_set, counts, metrics, folds.fit_s, provenance)
         self._write(run, training_set, folds, baseline)
         with TemporaryDirectory() as folder:
             self._draw(Path(folder), folds, metrics, run)
+        np.save(run_folder(self._settings, run.run_id) / SCORES_FILE, folds.scores)
         shutil.rmtree(self._checkpoints() / self._tracked.run_id, ignore_errors=True)
         # Last: a run whose record is there is never begun again.
-        file = run_folder(self._settings, run.run_id) / _RUN_FILE
+        file = run_folder(self._settings, run.run_id) / RUN_FILE
         write_whole(file, orjson.dumps(run.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
         self._progress("train", len(_STEPS), len(_STEPS), unit="steps")
         return run
@@ -270,12 +257,32 @@ class _Attempt:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
+    def _provenance(self, frame: pl.DataFrame, scores: Scores) -> Provenance:
+        settings, model = self._settings, self._model
+        found = Provenance(
+            training_set_digest=content_digest(frame),
+            feature_service_digest=service_digest(settings, model.use_case, model.feature_service),
+            code_digest=self._code_digest,
+            patch_digest=self._code.patch_digest,
+            patch_left_out=self._code.left_out,
+            hardware=environment.hardware(),
+            num_threads=num_threads(self._config),
+            predictions_digest=predictions_digest(scores),
+        )
+        told = found.model_dump(exclude={"hardware", "patch_left_out"}, exclude_none=True)
+        self._tracked.set_tags(
+            {f"penstock.{name}": str(value) for name, value in told.items()}
+            | {"penstock.hardware": found.hardware.model_dump_json()}
+        )
+        return found
+
     def _describe(
         self,
         training_set: TrainingSet,
         counts: Counts,
         metrics: dict[str, float],
         fit_s: float,
+        provenance: Provenance,
     ) -> Run:
         folder = run_folder(self._settings, self._tracked.run_id)
         return Run(
@@ -289,8 +296,9 @@ class _Attempt:
             **counts.model_dump(),
             metrics=metrics,
             seed=self._config.seed,
-            git_commit=self._git_commit,
+            git_commit=self._code.commit,
             environment_digest=environment.digest(self._packages),
+            provenance=provenance,
             started=self._started,
             fit_s=round(fit_s, 3),
             bundle_path=str(folder / "bundle"),
@@ -312,12 +320,24 @@ class _Attempt:
             training={
                 **run.model_dump(mode="json", exclude={"bundle_path"}),
                 "config": self._config.model_dump(mode="json"),
+                "declaration": self._declaration(),
                 "split": self._model.split.model_dump(mode="json"),
                 "preprocessing": self._model.preprocessing.model_dump(mode="json"),
                 "packages": self._packages,
                 **({f"{self._model.baseline} as it is": baseline} if baseline else {}),
             },
         )
+
+    def _declaration(self) -> Mapping[str, Any]:
+        """The model as it was declared, with this one estimator: what a run is made again from."""
+        only = self._model.model_copy(
+            update={
+                "estimators": {self._name: self._config},
+                "default_estimator": self._name,
+                "published": (),
+            }
+        )
+        return only.model_dump(mode="json")
 
     def _signature(self, training_set: TrainingSet) -> Mapping[str, Any]:
         model = self._model
@@ -352,6 +372,11 @@ class _Attempt:
             plots.draw_numbers(folds.test.labels, folds.scores, folder)
         option = orjson.OPT_INDENT_2
         (folder / "environment.json").write_bytes(orjson.dumps(self._packages, option=option))
+        if self._code.patch:
+            (folder / PATCH_FILE).write_bytes(self._code.patch.encode())
+            (run_folder(self._settings, run.run_id) / PATCH_FILE).write_bytes(
+                self._code.patch.encode()
+            )
         described = run.model_dump(mode="json")
-        (folder / _RUN_FILE).write_bytes(orjson.dumps(described, option=option))
+        (folder / RUN_FILE).write_bytes(orjson.dumps(described, option=option))
         self._tracked.log_artifacts(folder)

@@ -1,29 +1,14 @@
 """What a run ran on."""
 
-import subprocess
-
 from penstock.training import environment
 
 
-def git(folder, *arguments):
-    who = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
-    subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True)
-
-
-class TestGitCommit:
-    def test_a_commit_is_named_and_a_changed_file_makes_it_dirty(self, tmp_path):
-        git(tmp_path, "init")
-        (tmp_path / "file").write_text("one")
-        git(tmp_path, "add", "file")
-        git(tmp_path, "commit", "-m", "first")
-        commit = environment.git_commit(tmp_path)
-        assert commit is not None
-        assert len(commit) == 40
-        (tmp_path / "file").write_text("two")
-        assert environment.git_commit(tmp_path) == f"{commit}-dirty"
-
-    def test_a_folder_under_no_git_has_none(self, tmp_path):
-        assert environment.git_commit(tmp_path) is None
+class TestHardware:
+    def test_it_names_the_processor_its_cores_and_the_memory(self):
+        found = environment.hardware()
+        assert found.cpu_model
+        assert found.num_cores >= 1
+        assert found.memory_bytes > 1 << 28
 
 
 class TestPackages:

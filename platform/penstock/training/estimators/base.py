@@ -1,6 +1,8 @@
 """What every family of estimators takes and gives."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
@@ -46,6 +48,10 @@ class FitJob:
     """A folder that every worker sees."""
     import_folders: tuple[str, ...] = ()
     """Folders to import a user's own module from."""
+    event_times: npt.NDArray[np.datetime64] | None = None
+    """[n], in order: when each row's event was; None: early stopping looks at no label's delay."""
+    label_delay: timedelta = timedelta(0)
+    """How long after its event a label becomes known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +63,5 @@ class Fitted:
     """The estimator's own graph, from `INPUT` to `OUTPUT`."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics by epoch or boosting round, in order."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What was decided on the way, for the record of the run."""

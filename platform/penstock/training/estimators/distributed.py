@@ -11,19 +11,16 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.v2._internal.execution import context as train_context
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from penstock.errors import PenstockError, TrainingDataError
+from penstock.errors import PenstockError
 from penstock.settings import export_environment
-from penstock.training.declarations import TorchMLP, TorchModule, XGBoost
+from penstock.training.estimator_base import DistributedEstimator
 from penstock.training.estimators.base import FitJob, Labels, Scaled
-
-DIVERGED = "diverged_at"
-"""The key under which a worker returns the epoch whose loss was not finite."""
 
 
 def run(
     trainer: Callable[..., Any],
     worker: Callable[[dict[str, Any]], Any],
-    config: XGBoost | TorchMLP | TorchModule,
+    config: DistributedEstimator,
     scaled: Scaled,
     labels: Labels,
     job: FitJob,
@@ -36,10 +33,9 @@ def run(
     same job runs again: both go on from the last checkpoint.
 
     Raises:
-        TrainingDataError: the loss was not finite.
         PenstockError: training failed, after all allowed failures.
     """
-    use_gpu = has_gpus(config.num_workers) if config.use_gpu is None else config.use_gpu
+    use_gpu = has_gpus(config.fewest_workers) if config.use_gpu is None else config.use_gpu
     num_nodes = len(ray.nodes())  # type: ignore[no-untyped-call]  # Ray left it so
     export_environment(_controller_environment(num_nodes=num_nodes))
     with warnings.catch_warnings():
@@ -55,7 +51,7 @@ def run(
                 **extra,
             },
             scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
+                num_workers=num_workers(config),  # type: ignore[arg-type]  # typed as V1
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": config.num_cpus_per_worker, "GPU": 1}
                 if use_gpu
@@ -77,24 +73,14 @@ def run(
             f"training failed: {_cause(error)}",
             next_step="read the workers' logs in the Ray dashboard, under Jobs",
         ) from error
-    return refuse_divergence(dict(result.return_value or {}))
+    return dict(result.return_value or {})
 
 
-def refuse_divergence(returned: dict[str, Any]) -> dict[str, Any]:
-    """Give what a worker returned, unless it says that its loss was not finite.
-
-    A worker says so rather than raises: a raised error counts as a lost worker, and the same data
-    would be tried again to the same end.
-
-    Raises:
-        TrainingDataError: the loss was not finite.
-    """
-    if DIVERGED in returned:
-        raise TrainingDataError(
-            f"the loss was not a finite number in epoch {returned[DIVERGED]}",
-            next_step="lower learning_rate in model.py, or look for extreme feature values",
-        )
-    return returned
+def num_workers(config: DistributedEstimator) -> int | tuple[int, int]:
+    """Give how many workers Ray Train is to start: so many, or between two numbers of them."""
+    if config.fewest_workers == config.num_workers:
+        return config.num_workers
+    return config.fewest_workers, config.num_workers
 
 
 def _controller_environment(*, num_nodes: int) -> dict[str, str | None]:

@@ -1,128 +1,144 @@
-"""Neural nets by torch on Ray Train: our own feed-forward net, or a module of the user's."""
+"""Fits nets: on Ray Train's workers, or in this process alone."""
 
-import importlib
-import logging
-import math
-import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
-import orjson
+import numpy.typing as npt
+import psutil
 import torch
-from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from penstock.errors import DeclarationError
-from penstock.training.declarations import Loss, TorchMLP, TorchModule
-from penstock.training.estimators.base import (
-    INPUT,
-    OUTPUT,
-    FitJob,
-    Fitted,
-    Labels,
-    Scaled,
-    Scores,
-)
+from penstock.errors import TrainingDataError
+from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled
+from penstock.training.estimators.holdout import Holdout, hold_out
+from penstock.training.estimators.torch_build import build, extend_path
+from penstock.training.estimators.torch_checkpoints import Forgetful, Journal
+from penstock.training.estimators.torch_export import TorchNet, export
+from penstock.training.estimators.torch_loop import Divergence, train
+from penstock.training.estimators.torch_placement import Memory, place_rows
+from penstock.training.estimators.torch_rows import Order, Seat, hold
+from penstock.training.estimators.torch_steps import positive_weight
+from penstock.training.torch_declarations import TorchConfig
 
-TorchConfig = TorchMLP | TorchModule
-_CONFIG: TypeAdapter[TorchConfig] = TypeAdapter(TorchConfig)
-_LOSSES: Mapping[Loss, Callable[..., Tensor]] = {
-    "log_loss": nn.functional.binary_cross_entropy_with_logits,
-    "squared_error": nn.functional.mse_loss,
-    "absolute_error": nn.functional.l1_loss,
-}
-_CONFIG_FILE = "net.json"
-_WEIGHTS_FILE = "net.safetensors"
-_CHECKPOINT_FILE = "checkpoint.pt"
-_ROWS_AT_ONCE = 65_536
+_DIVERGED = "diverged"
 
 
-def build(config: TorchConfig, *, num_features: int) -> nn.Module:
-    """Make the net, with the weights that the seed gives.
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is the same for all workers, worked out once."""
 
-    Raises:
-        DeclarationError: the module cannot be imported, or does not fit.
-    """
-    torch.manual_seed(config.seed)
-    match config:
-        case TorchMLP():
-            layers: list[nn.Module] = []
-            width = num_features
-            for hidden in config.hidden_sizes:
-                layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(config.dropout)]
-                width = hidden
-            return nn.Sequential(*layers, nn.Linear(width, 1))
-        case TorchModule():
-            return _import_net(config.module, num_features=num_features)
-
-
-def _import_net(path: str, *, num_features: int) -> nn.Module:
-    module_name, _, class_name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise DeclarationError(
-            f"the torch module {path!r} cannot be imported: {error}",
-            allowed="package.module:ClassName, importable from the feature repo",
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise DeclarationError(f"{path!r} is no torch.nn.Module", allowed="a subclass of it")
-    net = found(num_features)
-    with torch.no_grad():
-        shape = tuple(net.eval()(torch.zeros(2, num_features)).shape)
-    if shape not in {(2,), (2, 1)}:
-        raise DeclarationError(
-            f"{path!r} gives the shape {shape} for 2 rows", allowed="logits, [n] or [n, 1]"
-        )
-    return net
+    held_out: Holdout | None
+    weight: float | None
+    """What a positive row weighs."""
 
 
 def fit(config: TorchConfig, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
-    """Fit on `config.num_workers` workers, with DDP where there are several."""
+    """Fit on `config.num_workers` workers of Ray Train.
+
+    Raises:
+        DeclarationError: the module cannot be imported, or does not fit.
+        TrainingDataError: the rows cannot be trained on, or the loss was not finite.
+    """
     from ray.train.torch import TorchTrainer
 
     from penstock.training.estimators import distributed
 
-    center, spread = _standard(config, labels)
+    extend_path(job.import_folders)
+    # A declaration that is wrong is refused here, before any worker starts.
+    build(config, num_features=scaled.shape[1])
+    plan = _plan(config, labels, job)
     returned = distributed.run(
         TorchTrainer,
         _worker,
         config,
         scaled,
-        ((labels - center) / spread).astype(np.float64),
+        standardised(config, labels),
         job,
-        extra={"import_folders": job.import_folders},
+        extra={"import_folders": job.import_folders, "plan": plan},
     )
-    num_features = scaled.shape[1]
-    _extend_path(job.import_folders)
-    net = build(config, num_features=num_features)
-    weights = {name: torch.from_numpy(value.copy()) for name, value in returned["weights"].items()}
-    net.load_state_dict(weights)
-    native = TorchNet(
-        net=net, config=config, num_features=num_features, center=center, spread=spread
-    )
-    return Fitted(native=native, onnx=export(native), history=returned["history"])
+    refuse_divergence(returned, kept_in=job.checkpoints / job.name)
+    return _fitted(config, scaled, labels, returned)
 
 
-def _standard(config: TorchConfig, labels: Labels) -> tuple[float, float]:
+def fit_here(config: TorchConfig, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
+    """Fit in this process alone, whatever num_workers says, and without checkpoints.
+
+    Raises:
+        DeclarationError: the module cannot be imported, or does not fit.
+        TrainingDataError: the rows cannot be trained on, or the loss was not finite.
+    """
+    extend_path(job.import_folders)
+    num_threads = torch.get_num_threads()
+    try:
+        returned = _train(
+            # One worker has nobody to share a net out with.
+            config.model_copy(update={"sharding": "ddp"}),
+            scaled,
+            standardised(config, labels),
+            _plan(config, labels, job),
+            journal=Forgetful(),
+            seat=Seat(),
+            workers_on_node=1,
+        )
+    finally:
+        torch.set_num_threads(num_threads)
+    refuse_divergence(returned, kept_in=None)
+    return _fitted(config, scaled, labels, returned)
+
+
+def standardised(config: TorchConfig, labels: Labels) -> npt.NDArray[np.float64]:
+    """Give the labels as the net's outputs are."""
+    center, spread = standard(config, labels)
+    return (labels.astype(np.float64) - center) / spread
+
+
+def standard(config: TorchConfig, labels: Labels) -> tuple[float, float]:
     """The mean and deviation that the net's outputs are in: a net learns small numbers well."""
     if config.task == "binary":
         return 0.0, 1.0
     return float(labels.mean()), float(labels.std()) or 1.0
 
 
-def _extend_path(folders: tuple[str, ...]) -> None:
-    for folder in folders:
-        # A relative folder is one of the job's working directory, which differs by node.
-        absolute = str(Path(folder).resolve())
-        if absolute not in sys.path and Path(absolute).is_dir():
-            sys.path.insert(0, absolute)
+def refuse_divergence(returned: Mapping[str, Any], *, kept_in: Path | None) -> None:
+    """Refuse what a worker returned if it says that its loss was not finite.
+
+    A worker says so rather than raises: a raised error counts as a lost worker, and the same data
+    would be tried again to the same end.
+
+    Raises:
+        TrainingDataError: the loss was not finite.
+    """
+    found: Divergence | None = returned.get(_DIVERGED)
+    if found is None:
+        return
+    row = f", at training row {found.row:,} (from 0)" if found.row is not None else ""
+    kept = f"; the last good checkpoint is kept in {kept_in}" if kept_in else ""
+    raise TrainingDataError(
+        f"the loss was not a finite number in epoch {found.epoch}, batch {found.batch:,} of "
+        f"{found.num_batches:,}{row}",
+        next_step=f"lower learning_rate in model.py, or look for extreme feature values{kept}",
+    )
+
+
+def _plan(config: TorchConfig, labels: Labels, job: FitJob) -> _Plan:
+    held_out = None
+    if config.early_stopping is not None:
+        held_out = hold_out(
+            len(labels),
+            config.early_stopping.validation_share,
+            event_times=job.event_times,
+            label_delay=job.label_delay,
+        )
+    training = labels[: held_out.num_training_rows] if held_out else labels
+    is_binary = config.task == "binary"
+    num_positives = int(training.sum()) if is_binary else 0
+    weight = positive_weight(config, num_positives=num_positives, num_rows=len(training))
+    return _Plan(held_out=held_out, weight=weight)
 
 
 def _worker(parts: dict[str, Any]) -> dict[str, Any]:
@@ -130,195 +146,104 @@ def _worker(parts: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     from penstock.training.estimators import distributed
+    from penstock.training.estimators.ray_journal import RayJournal
 
-    config: TorchConfig = parts["config"]
-    _extend_path(parts["import_folders"])
-    torch.set_num_threads(config.num_cpus_per_worker)
-    torch.use_deterministic_algorithms(mode=not parts["use_gpu"])
+    extend_path(parts["import_folders"])
     rank, world = distributed.share()
-    device = ray.train.torch.get_device()
     scaled, labels = ray.get([parts["scaled"], parts["labels"]])
-    # Ray's arrays are read-only views of shared memory, which torch does not take.
-    inputs = torch.from_numpy(scaled.copy()).to(device)
-    targets = torch.from_numpy(labels.astype(np.float32)).to(device)
-
-    net = build(config, num_features=inputs.shape[1])
-    trained = ray.train.torch.prepare_model(net)
-    optimizer = torch.optim.Adam(trained.parameters(), lr=config.learning_rate)
-    steps = config.num_epochs * math.ceil(len(inputs) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    history = _resume(net, optimizer, schedule)
-    for epoch in range(len(history), config.num_epochs):
-        loss = _train_epoch(
-            trained, optimizer, schedule, inputs, targets, config, epoch, rank=rank, world=world
-        )
-        if not math.isfinite(loss):
-            return {distributed.DIVERGED: epoch + 1}
-        history.append({"train_loss": loss, "learning_rate": float(schedule.get_last_lr()[0])})
-        _report(net, optimizer, schedule, history, first=rank == 0)
-    weights = {name: value.cpu().numpy() for name, value in net.state_dict().items()}
-    return {"weights": weights, "history": history}
+    return _train(
+        parts["config"],
+        scaled,
+        labels,
+        parts["plan"],
+        journal=RayJournal(),
+        seat=Seat(rank=rank, world=world, device=ray.train.torch.get_device()),
+        workers_on_node=ray.train.get_context().get_local_world_size(),
+    )
 
 
-def _train_epoch(
-    trained: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    inputs: Tensor,
-    targets: Tensor,
+def _train(
     config: TorchConfig,
-    epoch: int,
+    scaled: Scaled,
+    labels: Labels,
+    plan: _Plan,
     *,
-    rank: int,
-    world: int,
-) -> float:
-    """Train one epoch; give its mean loss over all workers' rows."""
-    # Each epoch has its own seed, so that one resumed after a restart is the same epoch.
-    torch.manual_seed(config.seed + 1_000_003 * (epoch + 1) + rank)
-    trained.train()
-    total = torch.zeros((), dtype=torch.float64, device=inputs.device)
-    for batch in _batches(len(inputs), config.batch_size, seed=config.seed, epoch=epoch):
-        own = batch[rank::world].to(inputs.device)
-        optimizer.zero_grad(set_to_none=True)
-        logits = trained(inputs[own]).reshape(-1)
-        summed = _LOSSES[config.loss](logits, targets[own], reduction="sum")
-        # DDP takes the mean over workers; this makes it the mean over the batch's rows, however
-        # unevenly they are shared out.
-        (summed * world / len(batch)).backward()  # type: ignore[no-untyped-call]  # torch left it so
-        optimizer.step()
-        schedule.step()
-        total += summed.detach().double()
-    if world > 1:
-        torch.distributed.all_reduce(total)
-    return float(total) / len(inputs)
+    journal: Journal,
+    seat: Seat,
+    workers_on_node: int,
+) -> dict[str, Any]:
+    torch.set_num_threads(config.num_cpus_per_worker)
+    inputs, targets = _tensor(scaled), _tensor(labels.astype(np.float32))
+    validation = None
+    if plan.held_out is not None:
+        first = plan.held_out.first_validation_row
+        validation = inputs[first:], targets[first:]
+        inputs, targets = (part[: plan.held_out.num_training_rows] for part in (inputs, targets))
+    placement = place_rows(len(inputs), inputs.shape[1], _memory(seat.device, workers_on_node))
+    order = Order(
+        num_rows=len(inputs),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        positives=targets > 0 if config.sampling == "balanced" else None,
+    )
+    with _deterministic(seat.device):
+        outcome = train(
+            build(config, num_features=inputs.shape[1]),
+            config,
+            hold(placement.where, inputs, targets, order=order, seat=seat),
+            journal=journal,
+            seat=seat,
+            weight=plan.weight,
+            validation=validation,
+        )
+    return {
+        "weights": {name: value.numpy() for name, value in outcome.weights.items()},
+        "history": outcome.history,
+        "facts": {"rows_lie": placement.where, "rows_lie_there_as": placement.reason},
+        _DIVERGED: outcome.divergence,
+    }
 
 
-def _batches(num_rows: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Yield the same shuffled batches of row numbers on every worker."""
-    generator = torch.Generator().manual_seed(seed + 7_919 * epoch)
-    yield from torch.randperm(num_rows, generator=generator).split(batch_size)  # type: ignore[no-untyped-call]  # torch left it so
-
-
-def _resume(net: nn.Module, optimizer: Any, schedule: Any) -> list[dict[str, float]]:
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return []
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / _CHECKPOINT_FILE, weights_only=True, map_location="cpu")
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return list(state["history"])
-
-
-def _report(
-    net: nn.Module, optimizer: Any, schedule: Any, history: list[dict[str, float]], *, first: bool
-) -> None:
-    import ray.train
-
-    if not first:
-        ray.train.report(dict(history[-1]))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state = {
-            "net": net.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "history": history,
-        }
-        torch.save(state, Path(folder) / _CHECKPOINT_FILE)
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(dict(history[-1]), checkpoint=checkpoint)
-
-
-class _Scorer(nn.Module):
-    """Turns a net's outputs into the graph's one output."""
-
-    def __init__(self, native: "TorchNet") -> None:
-        super().__init__()
-        self.net = native.net
-        self.is_binary = native.config.task == "binary"
-        self.center, self.spread = native.center, native.spread
-
-    def forward(self, scaled: Tensor) -> Tensor:
-        outputs: Tensor = self.net(scaled).reshape(-1)
-        return torch.sigmoid(outputs) if self.is_binary else outputs * self.spread + self.center
-
-
-def export(native: "TorchNet") -> bytes:
-    """Give the net's graph, from float32 [n, F] to the score."""
-    example = torch.zeros(3, native.num_features)
-    # The exporter remarks that torchvision, which nobody asked for, is absent.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+def _tensor(values: np.ndarray[Any, Any]) -> Tensor:
     with warnings.catch_warnings():
-        # torch 2.13's exporter uses what torch 2.13 deprecates.
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-        program = torch.onnx.export(
-            _Scorer(native).eval(),
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-        )
-    if program is None:
-        raise TypeError("torch.onnx.export gave no program")
-    serialised: bytes = program.model_proto.SerializeToString()
-    return serialised
+        # Ray's arrays are read-only views of memory that all workers share; none writes into it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TorchNet:
-    """A net and the declaration that builds it; its weights are stored as safetensors."""
+def _memory(device: torch.device, workers_on_node: int) -> Memory:
+    host_bytes = psutil.virtual_memory().available // workers_on_node
+    if device.type != "cuda":
+        return Memory(device="cpu", device_bytes=host_bytes)
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return Memory(device=torch.cuda.get_device_name(device), device_bytes=free_bytes)
 
-    family: ClassVar[str] = "torch"
-    net: nn.Module
-    config: TorchConfig
-    num_features: int
-    center: float = 0.0
-    spread: float = 1.0
-    """For a number as label: score = output * spread + center."""
 
-    def predict(self, scaled: Scaled) -> Scores:
-        """Give [n] scores."""
-        score = _Scorer(self).eval()
-        parts = [np.empty(0)]
-        with torch.inference_mode():
-            for start in range(0, len(scaled), _ROWS_AT_ONCE):
-                rows = torch.from_numpy(np.array(scaled[start : start + _ROWS_AT_ONCE]))
-                parts.append(score(rows).double().numpy())
-        return np.concatenate(parts)
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU, let torch take no shortcut whose result may differ from run to run."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(mode=device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before)
 
-    def save(self, folder: Path) -> None:
-        """Write net.json and net.safetensors."""
-        parts: Mapping[str, Any] = {
-            "config": self.config.model_dump(mode="json"),
-            "num_features": self.num_features,
-            "center": self.center,
-            "spread": self.spread,
-        }
-        (folder / _CONFIG_FILE).write_bytes(orjson.dumps(parts))
-        weights = {name: value.contiguous() for name, value in self.net.state_dict().items()}
-        save_file(weights, folder / _WEIGHTS_FILE)
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read net.json and net.safetensors.
-
-        A user's own module is imported by its path: its code comes from the environment or the
-        feature repo, never from the folder.
-        """
-        parts = orjson.loads((folder / _CONFIG_FILE).read_bytes())
-        config = _CONFIG.validate_python(parts["config"])
-        net = build(config, num_features=parts["num_features"])
-        net.load_state_dict(load_file(folder / _WEIGHTS_FILE))
-        return cls(
-            net=net,
-            config=config,
-            num_features=parts["num_features"],
-            center=parts.get("center", 0.0),
-            spread=parts.get("spread", 1.0),
-        )
+def _fitted(
+    config: TorchConfig, scaled: Scaled, labels: Labels, returned: Mapping[str, Any]
+) -> Fitted:
+    center, spread = standard(config, labels)
+    num_features = scaled.shape[1]
+    net = build(config, num_features=num_features)
+    weights = {name: torch.from_numpy(value.copy()) for name, value in returned["weights"].items()}
+    net.load_state_dict(weights)
+    native = TorchNet(
+        net=net, config=config, num_features=num_features, center=center, spread=spread
+    )
+    return Fitted(
+        native=native,
+        onnx=export(native),
+        history=returned["history"],
+        facts=returned["facts"],
+    )
