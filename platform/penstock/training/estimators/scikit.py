@@ -34,27 +34,33 @@ def fit(config: ScikitConfig, scaled: Scaled, labels: Labels) -> Fitted:
 
 def fit_here(config: ScikitConfig, scaled: Scaled, labels: Labels) -> Fitted:
     """Fit in this process; the estimator itself never leaves it, only arrays and a graph do."""
-    estimator = _build(config)
-    estimator.fit(scaled, labels)
-    native: NativeModel
+    estimator = _build(config).fit(scaled, labels)
+    graph = _export(estimator, config.task, num_features=scaled.shape[1])
+    return Fitted(native=_native(config, estimator), onnx=graph)
+
+
+def fit_native(config: ScikitConfig, scaled: Scaled, labels: Labels) -> NativeModel:
+    """Fit in this process to arrays alone: whoever only wants scores pays for no graph."""
+    return _native(config, _build(config).fit(scaled, labels))
+
+
+def _native(config: ScikitConfig, estimator: Any) -> NativeModel:
     match config:
         case LogisticRegression():
-            native = LinearModel(
+            return LinearModel(
                 weights=np.asarray(estimator.coef_[0], dtype=np.float64),
                 bias=float(estimator.intercept_[0]),
             )
         case Ridge():
-            native = LinearModel(
+            return LinearModel(
                 weights=np.asarray(estimator.coef_, dtype=np.float64),
                 bias=float(estimator.intercept_),
                 link="identity",
             )
         case DecisionTree():
-            native = Forest.from_trees([estimator.tree_])
+            return Forest.from_trees([estimator.tree_])
         case RandomForest():
-            native = Forest.from_trees([member.tree_ for member in estimator.estimators_])
-    graph = _export(estimator, config.task, num_features=scaled.shape[1])
-    return Fitted(native=native, onnx=graph)
+            return Forest.from_trees([member.tree_ for member in estimator.estimators_])
 
 
 def _build(config: ScikitConfig) -> Any:

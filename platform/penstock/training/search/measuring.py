@@ -1,0 +1,123 @@
+"""Fits and scores one set of parameters on one fold: what a task of a search does.
+
+The folds are cut and prepared once for the whole search; a task takes arrays and gives numbers.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from penstock.training import preprocessing
+from penstock.training.declarations import (
+    Estimator,
+    Metric,
+    Model,
+    PreprocessingPolicy,
+    TimeSplit,
+)
+from penstock.training.estimators.base import Labels, Scaled
+from penstock.training.metrics import evaluate
+from penstock.training.search.native_fits import fit_native
+from penstock.training.validation import DAY_COLUMN, Examples, split, to_examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedFold:
+    """One fold as arrays, ready for any estimator."""
+
+    train: Scaled
+    """[n, P], filled and scaled by what the training rows say."""
+    train_labels: Labels
+    test: Scaled
+    test_rows: Examples
+    """Their labels, and what the metrics look at beside them; no features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one fold says of one set of parameters."""
+
+    metrics: dict[str, float]
+    scores: npt.NDArray[np.float32]
+    """[n] of the fold's test rows."""
+    fit_s: float
+    wall_s: float
+    """The whole of it, fit and scores."""
+
+
+def prepare(
+    frame: pl.DataFrame,
+    model: Model,
+    fold: TimeSplit,
+    *,
+    event_time: str,
+    feature_names: tuple[str, ...],
+) -> PreparedFold:
+    """Cut a fold out of the frame and prepare its features.
+
+    Raises:
+        TrainingDataError: a side of the fold cannot be trained or tested on.
+    """
+    train, test = (
+        to_examples(
+            rows, feature_names=feature_names, label=model.label, side=side, task=model.task
+        )
+        for rows, side in zip(
+            split(frame, fold, event_time=event_time, label=model.label),
+            ("training", "test"),
+            strict=True,
+        )
+    )
+    scaling = preprocessing.fit(
+        train.features, feature_names=feature_names, policy=model.preprocessing
+    )
+    looked_at = [name for name in (DAY_COLUMN, *model.group_columns) if name in test.frame.columns]
+    return PreparedFold(
+        train=scaling.apply(train.features),
+        train_labels=train.labels,
+        test=scaling.apply(test.features),
+        test_rows=Examples(
+            features=np.empty((test.num_rows, 0)),
+            labels=test.labels,
+            frame=test.frame.select(looked_at),
+        ),
+    )
+
+
+def measure(
+    fold: PreparedFold,
+    config: Estimator,
+    metrics: Sequence[Metric],
+    policy: PreprocessingPolicy | None = None,
+) -> Measurement:
+    """Fit on the fold's training rows and score its test rows.
+
+    Args:
+        fold: the rows.
+        config: the estimator; one task must be able to fit it.
+        metrics: what is measured.
+        policy: what becomes of the prepared columns once more before the estimator meets them.
+
+    Raises:
+        TrainingDataError: the estimator cannot be fitted on these rows, or its scores are no
+            finite numbers.
+    """
+    started_s = time.monotonic()
+    train, test = fold.train, fold.test
+    if policy is not None:
+        names = tuple(f"column_{place}" for place in range(train.shape[1]))
+        again = preprocessing.fit(train.astype(np.float64), feature_names=names, policy=policy)
+        train, test = again.apply(train.astype(np.float64)), again.apply(test.astype(np.float64))
+    native = fit_native(config, train, fold.train_labels)
+    fit_s = time.monotonic() - started_s
+    scores = native.predict(test)
+    return Measurement(
+        metrics=evaluate(metrics, fold.test_rows, scores),
+        scores=scores.astype(np.float32),
+        fit_s=fit_s,
+        wall_s=time.monotonic() - started_s,
+    )

@@ -1,0 +1,63 @@
+"""Fits an estimator within one task to what gives scores, and makes no graph of it.
+
+The graph of a trial would be thrown away, and making it takes longer than many a fit.
+"""
+
+from typing import Any
+
+from penstock.errors import DeclarationError
+from penstock.training.declarations import (
+    DecisionTree,
+    Estimator,
+    LogisticRegression,
+    RandomForest,
+    Ridge,
+    XGBoost,
+)
+from penstock.training.estimator_base import DistributedEstimator, OneTaskEstimator
+from penstock.training.estimators.base import Labels, NativeModel, Scaled
+from penstock.training.search_declarations import with_values
+
+
+def for_one_task(config: Estimator) -> Estimator:
+    """Give the estimator as a trial fits it: by one worker, which is one task, on a CPU."""
+    if not isinstance(config, DistributedEstimator):
+        return config
+    alone: dict[str, Any] = {"num_workers": 1, "use_gpu": False}
+    return with_values(config, alone, of="a trial of one task")
+
+
+def num_cpus(config: Estimator) -> int:
+    """Give the CPUs, and so the threads, that a trial's fit holds."""
+    if isinstance(config, OneTaskEstimator):
+        return config.num_cpus
+    return config.num_cpus_per_worker
+
+
+def fit_native(config: Estimator, scaled: Scaled, labels: Labels) -> NativeModel:
+    """Fit in this process.
+
+    Raises:
+        DeclarationError: one process cannot fit it.
+    """
+    match config:
+        case LogisticRegression() | Ridge() | DecisionTree() | RandomForest():
+            from penstock.training.estimators import scikit
+
+            return scikit.fit_native(config, scaled, labels)
+        case XGBoost() if config.num_workers == 1:
+            import xgboost
+
+            from penstock.training.estimators import xgboost_trees
+
+            booster = xgboost.train(
+                xgboost_trees.parameters(config, use_gpu=False),
+                xgboost.DMatrix(scaled, label=labels),
+                num_boost_round=config.num_rounds,
+            )
+            return xgboost_trees.BoostedTrees(booster=booster)
+        case _:
+            raise DeclarationError(
+                f"{type(config).__name__} cannot be fitted by one task",
+                next_step="search another estimator",
+            )
