@@ -18,7 +18,7 @@ import polars as pl
 from penstock.errors import DeclarationError
 from penstock.features.distributed_join import RunOnRay, RunTasks, run_here, runner
 from penstock.progress import silent
-from penstock.training.declarations import Estimator, Model, TimeSplit
+from penstock.training.declarations import Estimator, Fold, Model
 from penstock.training.estimators import families
 from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Scores
 from penstock.training.folds import Counts, count_folds, fit_folds
@@ -88,7 +88,7 @@ def evaluate_folds(
     *,
     event_time: str,
     feature_names: tuple[str, ...],
-    folds: Sequence[TimeSplit],
+    folds: Sequence[Fold],
     job: FitJob | None = None,
     run: RunTasks | None = None,
 ) -> FoldScores:
@@ -113,7 +113,7 @@ def each_fold(
     *,
     event_time: str,
     feature_names: tuple[str, ...],
-    folds: Sequence[TimeSplit],
+    folds: Sequence[Fold],
     job: FitJob | None = None,
     run: RunTasks | None = None,
 ) -> Iterator[FoldResult]:
@@ -170,7 +170,7 @@ def _evaluate(
     feature_names: tuple[str, ...],
     job: FitJob | None,
     number: int,
-    fold: TimeSplit,
+    fold: Fold,
 ) -> FoldResult:
     rows = _get(frame).with_row_index(_PLACE)
     counts = count_folds(rows, model, event_time=event_time, folds=(fold,))

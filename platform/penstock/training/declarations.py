@@ -22,6 +22,18 @@ from penstock.training.estimator_declarations import Ridge as Ridge
 from penstock.training.estimator_declarations import TorchMLP as TorchMLP
 from penstock.training.estimator_declarations import TorchModule as TorchModule
 from penstock.training.estimator_declarations import XGBoost as XGBoost
+from penstock.training.fold_declarations import Fold as Fold
+from penstock.training.fold_declarations import GroupFolds as GroupFolds
+from penstock.training.fold_declarations import GroupTimeFolds as GroupTimeFolds
+from penstock.training.fold_declarations import PrequentialFolds as PrequentialFolds
+from penstock.training.fold_declarations import PurgedFolds as PurgedFolds
+from penstock.training.fold_declarations import RandomFolds as RandomFolds
+from penstock.training.fold_declarations import (
+    Validation,
+    derived_folds,
+    groups_of,
+    label_delay_of,
+)
 from penstock.training.metric_declarations import R2 as R2
 from penstock.training.metric_declarations import AveragePrecision as AveragePrecision
 from penstock.training.metric_declarations import BrierScore as BrierScore
@@ -115,6 +127,8 @@ class Model(Record):
     """Its column: 0 or 1, or a number where the estimators are for regression."""
     feature_service: str
     split: Split
+    validation: Validation | None = None
+    """The folds of `penstock train --folds`; None: derived from the split (see `folds`)."""
     preprocessing: PreprocessingPolicy = PreprocessingPolicy()
     estimators: Mapping[str, Estimator]
     default_estimator: str
@@ -180,6 +194,16 @@ class Model(Record):
             raise ValueError(f"decision_threshold is {threshold}, no probability from 0 to 1")
         return self
 
+    @model_validator(mode="after")
+    def _check_folds(self) -> Self:
+        delay = label_delay_of(self.folds)
+        if delay is not None and delay < self.split.label_delay:
+            raise ValueError(
+                f"validation has a label_delay of {delay}, the split one of "
+                f"{self.split.label_delay}: its folds would train on labels that nobody knew"
+            )
+        return self
+
     @property
     def task(self) -> Task:
         """What the label is, as the estimators say."""
@@ -191,11 +215,15 @@ class Model(Record):
         return split_name(self.label_table)[0]
 
     @property
+    def folds(self) -> Validation:
+        """The declared folds; else a rolling split's own, or the split moved back in time."""
+        return self.validation or derived_folds(self.split)
+
+    @property
     def group_columns(self) -> tuple[str, ...]:
         """The columns, beside features and label, that the split and the metrics look at."""
         groups = [m.group for m in self.metrics if isinstance(m, TopGroupsPrecision)]
-        if self.split.drop_known_positive_groups:
-            groups.append(self.split.drop_known_positive_groups)
+        groups += [*groups_of(self.split), *groups_of(self.folds)]
         return tuple(dict.fromkeys(groups))
 
     def rank(self, metrics: Mapping[str, float]) -> float:

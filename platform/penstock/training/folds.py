@@ -11,10 +11,11 @@ from penstock.progress import Progress
 from penstock.records import Record
 from penstock.scorer import load_scorer
 from penstock.training import bundle, preprocessing
-from penstock.training.declarations import Model, TimeSplit
+from penstock.training.declarations import Fold, Model
 from penstock.training.estimators.base import Fitted, Labels, Scaled, Scores
+from penstock.training.fold_rows import cut
 from penstock.training.preprocessing import Preprocessing
-from penstock.training.validation import Examples, check_labels, split, to_examples
+from penstock.training.validation import Examples, check_labels, to_examples
 
 
 class Counts(Record):
@@ -49,7 +50,7 @@ def count_folds(
     model: Model,
     *,
     event_time: str,
-    folds: Sequence[TimeSplit] | None = None,
+    folds: Sequence[Fold] | None = None,
 ) -> Counts:
     """Count the examples, and refuse before the first fit what a later one could not take.
 
@@ -65,7 +66,7 @@ def count_folds(
     train_labels: Labels = np.empty(0)
     test_labels = []
     for fold in model.split.folds() if folds is None else folds:
-        sides = split(frame, fold, event_time=event_time, label=model.label)
+        sides = cut(frame, fold, event_time=event_time, label=model.label)
         train_labels, labels = (
             check_labels(rows, label=model.label, side=side, task=model.task)
             for rows, side in zip(sides, ("training", "test"), strict=True)
@@ -89,7 +90,7 @@ def fit_folds(
     feature_names: tuple[str, ...],
     fit: Callable[[int, Scaled, Labels], Fitted],
     progress: Progress,
-    folds: Sequence[TimeSplit] | None = None,
+    folds: Sequence[Fold] | None = None,
 ) -> FittedFolds:
     """Fit and score one fold after the other.
 
@@ -116,7 +117,7 @@ def fit_folds(
                 rows, feature_names=feature_names, label=model.label, side=side, task=model.task
             )
             for rows, side in zip(
-                split(frame, policy, event_time=event_time, label=model.label),
+                cut(frame, policy, event_time=event_time, label=model.label),
                 ("training", "test"),
                 strict=True,
             )

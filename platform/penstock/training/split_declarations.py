@@ -9,15 +9,9 @@ from pydantic import field_validator, model_validator
 from penstock.records import Record
 
 
-class _Split(Record):
-    train_start: datetime
-    test_start: datetime
-    test_end: datetime
-    label_delay: timedelta = timedelta(0)
-    """How long after its event a label becomes known."""
-    drop_known_positive_groups: str | None = None
-    """A column: out of each test day go the rows of its groups that were positive since
-    `train_start` and are already known to be, at the start of that day, by the label's delay."""
+class Zoned(Record):
+    """Whatever names moments of a calendar."""
+
     zone: str = "UTC"
 
     @field_validator("zone")
@@ -29,6 +23,21 @@ class _Split(Record):
             raise ValueError(f"{zone!r} is no time zone; an IANA name is: Europe/Paris") from None
         return zone
 
+    def _utc(self, moment: datetime) -> datetime:
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(self.zone))
+        return aware.astimezone(UTC)
+
+
+class _Split(Zoned):
+    train_start: datetime
+    test_start: datetime
+    test_end: datetime
+    label_delay: timedelta = timedelta(0)
+    """How long after its event a label becomes known."""
+    drop_known_positive_groups: str | None = None
+    """A column: out of each test day go the rows of its groups that were positive since
+    `train_start` and are already known to be, at the start of that day, by the label's delay."""
+
     @model_validator(mode="after")
     def _check_test(self) -> Self:
         if not self.test_start_utc < self.test_end_utc:
@@ -36,10 +45,6 @@ class _Split(Record):
         if self.label_delay < timedelta(0):
             raise ValueError("label_delay must not be negative")
         return self
-
-    def _utc(self, moment: datetime) -> datetime:
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(self.zone))
-        return aware.astimezone(UTC)
 
     @property
     def train_start_utc(self) -> datetime:
@@ -85,6 +90,17 @@ class TimeSplit(_Split):
     def folds(self) -> "tuple[TimeSplit, ...]":
         """Itself, the only one."""
         return (self,)
+
+    def moved(self, by: timedelta) -> Self:
+        """Give the same split at another time; below zero: earlier."""
+        return self.model_copy(
+            update={
+                "train_start": self.train_start_utc + by,
+                "train_end": self.train_end_utc + by,
+                "test_start": self.test_start_utc + by,
+                "test_end": self.test_end_utc + by,
+            }
+        )
 
 
 class RollingTimeSplit(_Split):

@@ -66,9 +66,8 @@ def split(
     """
     moment = pl.col(event_time)
     train = frame.filter((moment >= policy.train_start_utc) & (moment < policy.train_end_utc))
-    day = moment.dt.convert_time_zone(policy.zone).dt.date()
     test = frame.filter((moment >= policy.test_start_utc) & (moment < policy.test_end_utc))
-    test = test.with_columns(day.alias(DAY_COLUMN))
+    test = with_day(test, event_time, policy.zone)
     group = policy.drop_known_positive_groups
     if group is None:
         return train, test
@@ -93,6 +92,12 @@ def split(
         .drop("__first_positive", "__known_before")
     )
     return train, test
+
+
+def with_day(test: pl.DataFrame, event_time: str, zone: str) -> pl.DataFrame:
+    """Give test rows with `DAY_COLUMN`."""
+    day = pl.col(event_time).dt.convert_time_zone(zone).dt.date()
+    return test.with_columns(day.alias(DAY_COLUMN))
 
 
 def _start_of_day(day: datetime, zone: str) -> datetime:
