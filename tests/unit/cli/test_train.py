@@ -52,6 +52,7 @@ def train_all(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
 
     monkeypatch.setattr("penstock.cluster.job.job", job)
     monkeypatch.setattr("penstock.training.declarations.load_model", lambda *_: Model())
+    monkeypatch.setattr("penstock.training.code_state.receive", lambda *_: None)
     # In the place of whole modules: loading the real ones takes seconds.
     for name, function in (("training.trainer", train), ("registry.registration", register)):
         module = SimpleNamespace(**{function.__name__: function})

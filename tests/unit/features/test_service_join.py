@@ -1,3 +1,7 @@
+import copy
+from dataclasses import replace
+from datetime import timedelta
+
 import polars as pl
 import pytest
 
@@ -10,7 +14,7 @@ from payments import (
     make_payments,
 )
 from penstock.errors import UserError
-from penstock.features.declarations import load_feature_objects
+from penstock.features.declarations import load_feature_objects, load_feature_tables
 from penstock.features.historical import HistoricalReader
 from penstock.features.pinned_rows import PinnedRows
 from penstock.features.service_join import ServiceJoin
@@ -63,3 +67,17 @@ class TestServiceJoin:
         assert counts[0] is None
         assert counts[1:].null_count() == 0
         assert features["TX_AMOUNT"].to_list() == frame["TX_AMOUNT"].to_list()
+
+    def test_its_digest_changes_with_a_view_with_a_window_and_with_nothing_else(self, prepared):
+        tables = load_feature_tables(prepared, USE_CASE)
+        digest = join_of(prepared).definition(tables)
+        assert join_of(prepared).definition(dict(reversed(tables.items()))) == digest
+        name, table = next(iter(tables.items()))
+        later = replace(table, windows=replace(table.windows, delay=timedelta(days=3)))
+        assert join_of(prepared).definition(tables | {name: later}) != digest
+        objects = load_feature_objects(prepared, USE_CASE)
+        view = objects.views["card_fraud_customer"]
+        changed = copy.copy(view)
+        changed.ttl = view.ttl + timedelta(days=1)
+        other = replace(objects, views=objects.views | {view.name: changed})
+        assert ServiceJoin(other, other.service(SERVICE)).definition(tables) != digest

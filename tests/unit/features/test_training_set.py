@@ -129,6 +129,25 @@ class TestBuildTrainingSet:
             TRANSACTIONS: 0,
         }
 
+    def test_an_earlier_set_is_built_again_from_the_versions_that_it_names(self, prepared):
+        earlier = training_set(prepared)
+        shutil.rmtree(earlier.path)
+        commit_payments(prepared, make_payments(700)[600:])
+        build(prepared, USE_CASE)
+        assert training_set(prepared).id != earlier.id
+        assert training_set(prepared, table_versions=earlier.table_versions) == earlier
+        store = prepared.feature_store.model_copy(update={"join_memory_bytes": 100_000})
+        spread = prepared.model_copy(update={"feature_store": store})
+        shutil.rmtree(earlier.path)
+        assert training_set(spread, table_versions=earlier.table_versions) == earlier
+
+    def test_a_version_that_is_gone_or_not_named_is_refused(self, prepared):
+        versions = training_set(prepared).table_versions
+        with pytest.raises(NotFoundError, match="no version 9"):
+            training_set(prepared, table_versions=versions | {"card_fraud.terminal_windows": 9})
+        with pytest.raises(NotFoundError, match="among the named versions"):
+            training_set(prepared, table_versions={TRANSACTIONS: 0})
+
     def test_a_set_that_was_damaged_is_not_used_again(self, prepared):
         made = training_set(prepared)
         (file,) = Path(made.path).glob("data-*.parquet")

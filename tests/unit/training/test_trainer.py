@@ -1,5 +1,6 @@
 """A training from its tables to its bundle, on a share of the published payments."""
 
+import json
 from datetime import datetime, timedelta
 
 import mlflow
@@ -12,11 +13,17 @@ from penstock.data.contracts import get_table
 from penstock.errors import GateRefusedError, TrainingDataError
 from penstock.features.build import build
 from penstock.features.store import apply
-from penstock.features.training_set import load_training_set, read_training_set
+from penstock.features.training_set import (
+    content_digest,
+    load_training_set,
+    read_training_set,
+)
 from penstock.scorer import load_scorer
 from penstock.settings import Settings
 from penstock.training import bundle
-from penstock.training.declarations import LeakAlarm
+from penstock.training.code_state import CodeState, code_digest
+from penstock.training.declarations import LeakAlarm, Model
+from penstock.training.runs import Provenance, predictions_digest
 from penstock.training.tracking import REQUEST_TAG
 from penstock.training.trainer import train
 from projects import REPO_ROOT
@@ -24,6 +31,7 @@ from real_data import card_fraud_files
 
 pytestmark = pytest.mark.ray
 TABLE = "card_fraud.transactions"
+CODE = CodeState(commit="c" * 40 + "-dirty", patch="diff --git a/x b/x\n")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +59,13 @@ def client(settings):
 
 @pytest.fixture(scope="module")
 def trained(settings, card_fraud_model):
-    return train(settings, card_fraud_model, estimator="logistic_regression", request_id="first")
+    return train(
+        settings,
+        card_fraud_model,
+        estimator="logistic_regression",
+        request_id="first",
+        code=CODE,
+    )
 
 
 def runs_of(client, request_id):
@@ -68,6 +82,33 @@ class TestRun:
         }
         frame = read_training_set(load_training_set(settings, trained.training_set_id))
         assert trained.num_training_rows + trained.num_test_rows < frame.height
+
+    def test_it_names_all_that_it_stands_on(self, settings, client, trained):
+        found = trained.provenance
+        frame = read_training_set(load_training_set(settings, trained.training_set_id))
+        assert found.training_set_digest == content_digest(frame)
+        assert found.code_digest == code_digest(settings, "card_fraud")
+        assert len(found.feature_service_digest) == 64
+        assert found.hardware.num_nodes == 1
+        assert found.num_threads == 1
+        folder = settings.storage_path / "runs" / trained.run_id
+        scores = np.load(folder / "test_scores.npy", allow_pickle=False)
+        assert found.predictions_digest == predictions_digest(scores)
+        assert len(scores) == trained.num_test_rows
+        tags = client.get_run(trained.run_id).data.tags
+        assert tags["penstock.predictions_digest"] == found.predictions_digest
+        assert tags["penstock.feature_service_digest"] == found.feature_service_digest
+
+    def test_its_bundle_holds_its_provenance_and_the_model_as_declared(
+        self, settings, trained, card_fraud_model
+    ):
+        file = settings.storage_path / "runs" / trained.run_id / "bundle" / "training.json"
+        recorded = json.loads(file.read_bytes())
+        assert Provenance(**recorded["provenance"]) == trained.provenance
+        declared = Model.model_validate(recorded["declaration"])
+        assert list(declared.estimators) == ["logistic_regression"]
+        assert declared.split == card_fraud_model.split
+        assert declared.metrics == card_fraud_model.metrics
 
     def test_its_bundle_answers_and_both_halves_of_it_agree(self, settings, trained):
         training_set = load_training_set(settings, trained.training_set_id)
@@ -89,6 +130,13 @@ class TestRun:
         assert found.data.tags[f"penstock.table.{TABLE}"] == "0"
         names = {file.path for file in client.list_artifacts(trained.run_id)}
         assert {"roc.png", "precision_recall.png", "calibration.png", "environment.json"} <= names
+
+    def test_what_differs_from_the_commit_is_kept_as_a_patch(self, settings, client, trained):
+        assert trained.git_commit == CODE.commit
+        folder = settings.storage_path / "runs" / trained.run_id
+        assert (folder / "code.patch").read_text() == CODE.patch
+        assert trained.provenance.patch_digest == CODE.patch_digest
+        assert "code.patch" in {file.path for file in client.list_artifacts(trained.run_id)}
 
     def test_the_same_request_again_gives_the_same_run_and_begins_no_other(
         self, settings, client, card_fraud_model, trained
