@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import mlflow
 import mlflow.exceptions
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from penstock.errors import PenstockError, UserError
 from penstock.locks import exclusive
@@ -23,11 +24,14 @@ from penstock.settings import Settings
 REQUEST_TAG = "penstock.request_id"
 ESTIMATOR_TAG = "penstock.estimator"
 FAILURE_TAG = "penstock.failure"
+REPRODUCTION_TAG = "penstock.reproduction_of"
+"""On a run that makes another one again: the other's id."""
 BASELINE = "baseline_"
 """Before the name of a metric: what the model's baseline reaches on the same rows."""
 _MAX_METRICS_PER_BATCH = 1000
 _MAX_PARAMS_PER_BATCH = 100
 _MAX_TAG_CHARS = 5000
+_MAX_CHILDREN = 10_000
 _SYSTEM_METRICS_INTERVAL_S = 2
 # MLflow makes its tables on first use, and two processes that both do so get in each other's way.
 _FIRST_USE_WAIT_S = 120.0
@@ -184,8 +188,63 @@ class Tracking:
             )
         return str(runs[0].info.run_id) if runs else None
 
+    def children(self, parent: TrackedRun) -> dict[str, tuple[str, bool]]:
+        """Give the runs beneath a run: by request id its run id, and whether it is over."""
+        with _door():
+            experiment_id = self._client.get_run(parent.run_id).info.experiment_id
+            found = self._client.search_runs(
+                [experiment_id],
+                f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}'",
+                max_results=_MAX_CHILDREN,
+            )
+        return {
+            run.data.tags[REQUEST_TAG]: (run.info.run_id, run.info.status != "RUNNING")
+            for run in found
+        }
+
+    def record_child(
+        self,
+        parent: TrackedRun,
+        known: Mapping[str, tuple[str, bool]],
+        *,
+        request_id: str,
+        name: str,
+        params: Mapping[str, Any],
+        history: Sequence[Mapping[str, float]],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+    ) -> None:
+        """Record a part of a run that is over, as a run beneath it; what is recorded stays.
+
+        Args:
+            parent: the run that it is a part of.
+            known: what `children` gave when this attempt began.
+            request_id: names the part over all attempts.
+            name: for people.
+            params: what it was told.
+            history: metrics by step.
+            metrics: those that it ended with.
+            tags: facts about it.
+            status: how it ended.
+        """
+        run_id, is_over = known.get(request_id, (None, False))
+        if is_over:
+            return
+        if run_id is None:
+            all_tags = {**tags, MLFLOW_PARENT_RUN_ID: parent.run_id, REQUEST_TAG: request_id}
+            with _door():
+                experiment_id = self._client.get_run(parent.run_id).info.experiment_id
+                created = self._client.create_run(experiment_id, tags=all_tags, run_name=name)
+            run_id = str(created.info.run_id)
+        run = TrackedRun(self._client, run_id, is_resumed=True)
+        run.log_params(params)
+        run.log_history(history)
+        run.log_metrics(metrics)
+        run._end(status)
+
     def finished_runs(self, experiment: str) -> list[FinishedRun]:
-        """Give every finished run of the experiment, the newest first."""
+        """Give every finished run of the experiment, the newest first; reproductions are none."""
         with _door():
             found = self._client.get_experiment_by_name(experiment)
             if found is None:
@@ -204,6 +263,7 @@ class Tracking:
                 tags=run.data.tags,
             )
             for run in runs
+            if REPRODUCTION_TAG not in run.data.tags
         ]
 
     def _open_run(

@@ -123,3 +123,36 @@ class TestFinishedRuns:
 
     def test_an_experiment_that_nobody_began_has_none(self, tracking):
         assert tracking.finished_runs("never") == []
+
+
+PART = {
+    "name": "trial 0",
+    "params": {"max_depth": 3},
+    "history": [{"roc_auc": 0.8}, {"roc_auc": 0.9}],
+    "metrics": {"fit_s": 1.5},
+    "tags": {"estimator": "boosted"},
+    "status": "FINISHED",
+}
+
+
+class TestChildren:
+    def test_a_part_is_a_run_beneath_it_with_its_metrics_by_step(self, tracking, client):
+        with begin(tracking, "has parts") as run:
+            tracking.record_child(run, {}, request_id="has parts/0", **PART)
+        ((run_id, is_over),) = tracking.children(run).values()
+        assert is_over
+        found = client.get_run(run_id)
+        assert found.data.tags["mlflow.parentRunId"] == run.run_id
+        assert found.info.status == "FINISHED"
+        assert found.data.params == {"max_depth": "3"}
+        assert [point.value for point in client.get_metric_history(run_id, "roc_auc")] == [0.8, 0.9]
+
+    def test_a_part_that_was_half_recorded_is_finished_and_a_whole_one_stays(self, tracking):
+        with begin(tracking, "killed within") as run:
+            tracking.record_child(run, {}, request_id="killed within/0", **PART)
+            whole = tracking.children(run)
+            ((run_id, _),) = whole.values()
+            half = {"killed within/0": (run_id, False)}
+            for known in (whole, half):
+                tracking.record_child(run, known, request_id="killed within/0", **PART)
+            assert tracking.children(run) == whole
