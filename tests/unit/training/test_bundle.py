@@ -22,7 +22,13 @@ from penstock.training.declarations import (
     TorchModule,
     XGBoost,
 )
-from penstock.training.estimators import scikit, torch_nets, xgboost_trees
+from penstock.training.estimators import (
+    scikit,
+    torch_build,
+    torch_export,
+    torch_nets,
+    xgboost_trees,
+)
 from penstock.training.estimators.base import Fitted
 
 NAMES = tuple(f"f{i}" for i in range(6))
@@ -51,12 +57,12 @@ def fit_boosted(config, scaled, labels):
 
 
 def build_net(config, scaled, labels):
-    net = torch_nets.build(config, num_features=scaled.shape[1])
-    center, spread = torch_nets._standard(config, labels)
-    native = torch_nets.TorchNet(
+    net = torch_build.build(config, num_features=scaled.shape[1])
+    center, spread = torch_nets.standard(config, labels)
+    native = torch_export.TorchNet(
         net=net, config=config, num_features=scaled.shape[1], center=center, spread=spread
     )
-    return Fitted(native=native, onnx=torch_nets.export(native))
+    return Fitted(native=native, onnx=torch_export.export(native))
 
 
 FAMILIES = {

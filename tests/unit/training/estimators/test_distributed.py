@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
-import torch
 
 from penstock.training.declarations import TorchMLP, XGBoost
 from penstock.training.estimators import distributed, torch_nets, xgboost_trees
@@ -75,23 +74,9 @@ def test_a_net_of_two_workers_takes_the_steps_of_one(connected, rows, job, unexp
     scaled, labels = rows
     config = TorchMLP(num_workers=2, num_epochs=2, batch_size=64, learning_rate=1e-2)
     shared = torch_nets.fit(config, scaled, labels, job)
-    net, losses = train_here(config, scaled, labels)
-    assert [epoch["train_loss"] for epoch in shared.history] == pytest.approx(losses, rel=1e-3)
-    alone = torch_nets.TorchNet(net=net, config=config, num_features=scaled.shape[1])
-    np.testing.assert_allclose(shared.native.predict(scaled), alone.predict(scaled), atol=5e-3)
-
-
-def train_here(config, scaled, labels):
-    """The same epochs in this process, with no Ray."""
-    inputs, targets = torch.from_numpy(scaled), torch.from_numpy(labels.astype(np.float32))
-    net = torch_nets.build(config, num_features=scaled.shape[1])
-    optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
-    steps = config.num_epochs * -(-len(scaled) // config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    losses = [
-        torch_nets._train_epoch(
-            net, optimizer, schedule, inputs, targets, config, epoch, rank=0, world=1
-        )
-        for epoch in range(config.num_epochs)
-    ]
-    return net, losses
+    alone = torch_nets.fit_here(config, scaled, labels, job)
+    losses = [[epoch["train_loss"] for epoch in fitted.history] for fitted in (shared, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    np.testing.assert_allclose(
+        shared.native.predict(scaled), alone.native.predict(scaled), atol=5e-3
+    )

@@ -1,87 +1,67 @@
-"""Nets: what may be declared, and that batches are shared out whole."""
+"""Fits of nets in one process: what they leave, and what they refuse."""
 
-import math
-import sys
-
+import numpy as np
 import pytest
-import torch
 
-from penstock.errors import DeclarationError, TrainingDataError
-from penstock.training.declarations import TorchMLP, TorchModule
-from penstock.training.estimators import distributed, torch_nets
+from penstock.errors import TrainingDataError
+from penstock.training.declarations import TorchMLP
+from penstock.training.estimators import torch_nets
+from penstock.training.estimators.base import FitJob
+from penstock.training.torch_declarations import EarlyStopping
 
-NETS = """
-import torch
+JOB = FitJob(name="fit", checkpoints=None)
 
-not_a_net = 3
 
-class TwoLogits(torch.nn.Linear):
-    def __init__(self, num_features):
-        super().__init__(num_features, 2)
-"""
+@pytest.fixture(autouse=True)
+def unexported(monkeypatch):
+    """Leaves the graph out, which takes seconds; test_bundle.py is about it."""
+    monkeypatch.setattr(torch_nets, "export", lambda *_, **__: b"")
 
 
 @pytest.fixture
-def users_nets(tmp_path, monkeypatch):
-    (tmp_path / "reservoir_shapes.py").write_text(NETS)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    sys.modules.pop("reservoir_shapes", None)
+def rows():
+    rng = np.random.default_rng(0)
+    scaled = rng.normal(size=(200, 3)).astype(np.float32)
+    return scaled, (scaled[:, 0] > 1).astype(np.int8)
 
 
-class TestBuild:
-    def test_the_seed_gives_the_weights(self):
-        def weights(seed):
-            net = torch_nets.build(TorchMLP(seed=seed), num_features=4)
-            return torch.cat([value.reshape(-1) for value in net.parameters()])
-
-        assert torch.equal(weights(0), weights(0))
-        assert not torch.equal(weights(0), weights(1))
-
-    @pytest.mark.parametrize(
-        ("path", "words"),
-        [
-            ("reservoir_shapes:Absent", "cannot be imported"),
-            ("reservoir_absent:Net", "cannot be imported"),
-            ("reservoir_shapes:not_a_net", "is no torch.nn.Module"),
-            ("reservoir_shapes:TwoLogits", r"gives the shape \(2, 2\)"),
-        ],
-    )
-    def test_a_module_that_does_not_fit_is_refused_before_training(self, users_nets, path, words):
-        with pytest.raises(DeclarationError, match=words):
-            torch_nets.build(TorchModule(module=path), num_features=4)
+def test_it_learns_and_says_where_the_rows_lay(rows):
+    scaled, labels = rows
+    fitted = torch_nets.fit_here(TorchMLP(num_epochs=30, learning_rate=0.01), scaled, labels, JOB)
+    scores = fitted.native.predict(scaled)
+    assert scores[labels == 1].min() > scores[labels == 0].mean()
+    assert fitted.facts["rows_lie"] == "on the device"
+    assert "200 rows x 3 features" in fitted.facts["rows_lie_there_as"]
 
 
-class TestDivergence:
-    def test_a_loss_that_overflows_is_seen_after_its_epoch(self):
-        config = TorchMLP(learning_rate=1e30, batch_size=8)
-        net = torch_nets.build(config, num_features=3)
-        optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
-        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        inputs, targets = torch.ones(64, 3), torch.tensor([0.0, 1.0] * 32)
-        loss = torch_nets._train_epoch(
-            net, optimizer, schedule, inputs, targets, config, 0, rank=0, world=1
-        )
-        assert not math.isfinite(loss)
-
-    def test_it_is_the_users_mistake(self):
-        with pytest.raises(TrainingDataError, match="not a finite number in epoch 3") as refused:
-            distributed.refuse_divergence({distributed.DIVERGED: 3})
-        assert refused.value.exit_code == 2
-
-    def test_a_result_without_it_is_given_back(self):
-        assert distributed.refuse_divergence({"model": b"x"}) == {"model": b"x"}
+def test_held_out_rows_train_nothing(rows):
+    scaled, labels = rows
+    config = TorchMLP(num_epochs=2, early_stopping=EarlyStopping(validation_share=0.25))
+    fitted = torch_nets.fit_here(config, scaled, labels, JOB)
+    assert {"train_loss", "validation_loss"} <= set(fitted.history[0])
+    told = fitted.facts["rows_lie_there_as"]
+    assert told.startswith("150 rows")
+    changed = scaled.copy()
+    changed[150:] = 0
+    other = torch_nets.fit_here(config, changed, labels, JOB)
+    losses = [[epoch["train_loss"] for epoch in each.history] for each in (fitted, other)]
+    assert losses[0] == losses[1]
 
 
-class TestBatches:
-    def test_every_row_comes_once_an_epoch(self):
-        batches = list(torch_nets._batches(10, 4, seed=0, epoch=0))
-        assert [len(batch) for batch in batches] == [4, 4, 2]
-        assert sorted(torch.cat(batches).tolist()) == list(range(10))
+def test_a_loss_that_is_not_finite_is_the_users_mistake_and_names_the_batch(rows):
+    scaled, labels = rows
+    scaled[23] = np.inf
+    config = TorchMLP(num_epochs=2, batch_size=64)
+    with pytest.raises(
+        TrainingDataError, match=r"epoch 1, batch \d of 4, at training row 23"
+    ) as no:
+        torch_nets.fit_here(config, scaled, labels, JOB)
+    assert no.value.exit_code == 2
 
-    def test_an_epoch_is_the_same_after_a_restart_and_differs_from_the_one_before(self):
-        def order(epoch):
-            return torch.cat(list(torch_nets._batches(50, 8, seed=0, epoch=epoch))).tolist()
 
-        assert order(3) == order(3)
-        assert order(3) != order(2)
+def test_numbers_come_back_in_their_own_size(rows):
+    scaled, _ = rows
+    labels = 1e6 + 100 * scaled[:, 0].astype(np.float64)
+    config = TorchMLP(loss="squared_error", num_epochs=40, learning_rate=0.02)
+    predicted = torch_nets.fit_here(config, scaled, labels, JOB).native.predict(scaled)
+    assert np.abs(predicted - labels).mean() < 20

@@ -1,0 +1,277 @@
+"""The training loop: what comes after a loss, when it ends, and that it needs nothing of ours."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.training.declarations import TorchMLP
+from penstock.training.estimators import torch_loop
+from penstock.training.estimators.torch_build import build
+from penstock.training.estimators.torch_checkpoints import FolderJournal, Forgetful
+from penstock.training.estimators.torch_loop import best_epoch, is_over, train
+from penstock.training.estimators.torch_rows import Order, Seat, hold
+from penstock.training.torch_declarations import EarlyStopping
+
+NUM_ROWS, NUM_FEATURES = 50, 4
+generator = torch.Generator().manual_seed(3)
+INPUTS = torch.randn(NUM_ROWS, NUM_FEATURES, generator=generator)
+TARGETS = (INPUTS[:, 0] + INPUTS[:, 1] > 0.5).float()
+# All that has a state: dropout's random numbers, moments, the loss's scale, the best weights.
+CONFIG = TorchMLP(
+    hidden_sizes=(8,),
+    dropout=0.3,
+    num_epochs=4,
+    batch_size=16,
+    learning_rate=0.05,
+    schedule="warmup_cosine",
+    warmup_share=0.2,
+    max_gradient_norm=1.0,
+    optimizer="adamw",
+    weight_decay=0.01,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads would wait for each other longer than these few rows take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class LostError(Exception):
+    """The worker is gone."""
+
+
+class Dying(FolderJournal):
+    """Keeps checkpoints until the worker is lost, right after a report."""
+
+    def __init__(self, folder, *, after):
+        super().__init__(folder, Seat())
+        self.after = after
+
+    def report(self, metrics, write):
+        super().report(metrics, write)
+        if len(self.reported) == self.after:
+            raise LostError
+
+
+def fit(config, journal=None, *, inputs=INPUTS, targets=TARGETS, net=None, validation=None):
+    order = Order(num_rows=len(inputs), batch_size=config.batch_size, seed=config.seed)
+    return train(
+        net or build(config, num_features=inputs.shape[1]),
+        config,
+        hold("on the device", inputs, targets, order=order, seat=Seat()),
+        journal=journal or Forgetful(),
+        seat=Seat(),
+        validation=validation,
+    )
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def change(**fields):
+    return CONFIG.model_copy(update=fields)
+
+
+class TestAfterALoss:
+    @pytest.mark.parametrize("every", [None, 1, 3, 5])
+    @pytest.mark.parametrize("after", [1, 2, 3])
+    def test_the_weights_and_the_history_are_those_of_an_undisturbed_run(
+        self, tmp_path, every, after
+    ):
+        config = change(checkpoint_every_steps=every)
+        with pytest.raises(LostError):
+            fit(config, Dying(tmp_path, after=after))
+        again = FolderJournal(tmp_path, Seat())
+        outcome = fit(config, again)
+        undisturbed = fit(config)
+        assert outcome.history == undisturbed.history
+        assert same(outcome.weights, undisturbed.weights)
+        if every is None:
+            # No epoch that was reported is trained again.
+            assert len(again.reported) == config.num_epochs - after
+
+    def test_random_numbers_of_the_users_own_go_on_too(self, tmp_path):
+        config = change(checkpoint_every_steps=1)
+        undisturbed = fit(config, net=Noisy())
+        with pytest.raises(LostError):
+            fit(config, Dying(tmp_path, after=6), net=Noisy())
+        again = fit(config, FolderJournal(tmp_path, Seat()), net=Noisy())
+        assert same(again.weights, undisturbed.weights)
+
+    @pytest.mark.parametrize("forgotten", ["net", "optimizer", "step", "total"])
+    def test_without_any_part_of_a_checkpoint_they_differ(self, tmp_path, monkeypatch, forgotten):
+        config = change(checkpoint_every_steps=3)
+        fresh = {"net": None, "optimizer": None, "step": 0, "total": 0.0}
+        spread = torch_loop.spread(build(config, num_features=NUM_FEATURES), config, Seat())
+        fresh["net"] = spread.weights()
+        with pytest.raises(LostError):
+            fit(config, Dying(tmp_path, after=2))
+        read_parts = torch_loop.read_parts
+        monkeypatch.setattr(
+            torch_loop,
+            "read_parts",
+            lambda *given: forget(read_parts(*given), forgotten, fresh[forgotten]),
+        )
+        outcome, undisturbed = fit(config, FolderJournal(tmp_path, Seat())), fit(config)
+        equal = same(outcome.weights, undisturbed.weights)
+        assert not (equal and outcome.history == undisturbed.history)
+
+    def test_without_the_random_state_they_differ(self, tmp_path, monkeypatch):
+        config = change(checkpoint_every_steps=3)
+        with pytest.raises(LostError):
+            fit(config, Dying(tmp_path, after=2))
+        for file in tmp_path.glob("*/random-*"):
+            file.unlink()
+        outcome, undisturbed = fit(config, FolderJournal(tmp_path, Seat())), fit(config)
+        assert not same(outcome.weights, undisturbed.weights)
+
+    def test_the_best_weights_survive(self, tmp_path):
+        config = change(num_epochs=8, early_stopping=EarlyStopping(patience_epochs=3))
+        # The other way round: whatever is learnt makes it worse, so that the best comes early.
+        validation = INPUTS, 1 - TARGETS
+        with pytest.raises(LostError):
+            fit(config, Dying(tmp_path, after=3), validation=validation)
+        outcome = fit(config, FolderJournal(tmp_path, Seat()), validation=validation)
+        undisturbed = fit(config, validation=validation)
+        assert outcome.history == undisturbed.history
+        assert best_epoch(outcome.history) < 3
+        assert same(outcome.weights, undisturbed.weights)
+
+
+def forget(state, name, fresh):
+    if name == "optimizer":
+        fresh = {**state["optimizer"], "state": {}}
+    return {**state, name: fresh}
+
+
+class Noisy(torch.nn.Module):
+    """A net that asks Python and numpy for random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(NUM_FEATURES, 1)
+
+    def forward(self, inputs):
+        import random
+
+        return self.layer(inputs) + random.random() + np.random.normal()
+
+
+class TestSteps:
+    def test_a_step_in_parts_is_the_same_step(self):
+        whole = fit(change(dropout=0.0))
+        parts = fit(change(dropout=0.0, accumulation_steps=4))
+        for name, value in whole.weights.items():
+            torch.testing.assert_close(parts.weights[name], value, rtol=1e-4, atol=1e-6)
+
+    def test_a_long_gradient_is_shortened(self):
+        step = {"optimizer": "adam", "num_epochs": 1, "batch_size": NUM_ROWS, "dropout": 0.0}
+        free = fit(change(**step, max_gradient_norm=None))
+        # Adam's first step does not know a gradient's length, but for what is added to it.
+        held = fit(change(**step, max_gradient_norm=1e-7))
+        start = build(CONFIG, num_features=NUM_FEATURES).state_dict()
+        moved = [
+            sum(float((w - start[n]).abs().sum()) for n, w in each.weights.items())
+            for each in (free, held)
+        ]
+        assert moved[1] < moved[0]
+
+    @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+    def test_any_precision_learns_with_float32_weights(self, precision):
+        outcome = fit(change(precision=precision, num_epochs=6))
+        assert outcome.history[-1]["train_loss"] < outcome.history[0]["train_loss"]
+        assert {value.dtype for value in outcome.weights.values()} == {torch.float32}
+
+    def test_the_loss_is_the_mean_over_the_epochs_rows(self):
+        config = change(learning_rate=1e-12, dropout=0.0, num_epochs=1)
+        net = build(config, num_features=NUM_FEATURES)
+        with torch.no_grad():
+            expected = torch.nn.functional.binary_cross_entropy_with_logits(
+                net(INPUTS).reshape(-1), TARGETS
+            )
+        (epoch,) = fit(config).history
+        assert epoch["train_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+class TestDivergence:
+    def test_the_batch_and_its_row_are_named_and_the_last_good_checkpoint_is_kept(self, tmp_path):
+        config = change(checkpoint_every_steps=1, num_epochs=1)
+        # A row of the third batch.
+        row = int(Order(num_rows=NUM_ROWS, batch_size=config.batch_size).epoch(0)[40])
+        inputs = INPUTS.clone()
+        inputs[row, 2] = torch.inf
+        journal = FolderJournal(tmp_path, Seat())
+        found = fit(config, journal, inputs=inputs).divergence
+        assert (found.epoch, found.batch, found.num_batches, found.row) == (1, 3, 4, row)
+        with journal.latest() as folder:
+            kept = torch.load(folder / "state.pt", weights_only=True)
+        assert kept["step"] == 2
+        assert all(value.isfinite().all() for value in kept["net"].values())
+
+    def test_weights_that_grew_too_large_are_no_rows_fault(self):
+        found = fit(change(learning_rate=1e38, schedule="constant", warmup_share=None)).divergence
+        assert found is not None
+        assert found.row is None
+
+    def test_where_looking_is_dear_it_is_seen_later_and_the_batch_is_still_named(self, monkeypatch):
+        monkeypatch.setattr(torch_loop, "_STEPS_PER_LOOK", {"cpu": 50})
+        row = int(Order(num_rows=NUM_ROWS, batch_size=CONFIG.batch_size).epoch(0)[40])
+        inputs = INPUTS.clone()
+        inputs[row, 2] = torch.nan
+        found = fit(change(num_epochs=1), inputs=inputs).divergence
+        assert found.batch == 3
+        assert found.row is None
+
+
+class TestEarlyStopping:
+    def test_it_ends_when_patience_does(self):
+        history = [{"validation_loss": loss} for loss in (3.0, 2.0, 2.0, 2.5)]
+        assert best_epoch(history) == 1
+        assert is_over(history, patience_epochs=2)
+        assert not is_over(history, patience_epochs=3)
+        assert not is_over([], patience_epochs=1)
+
+    def test_the_best_epochs_weights_are_what_is_left(self):
+        config = change(num_epochs=9, early_stopping=EarlyStopping(patience_epochs=2))
+        outcome = fit(config, validation=(INPUTS, 1 - TARGETS))
+        best = best_epoch(outcome.history)
+        assert len(outcome.history) == best + 3
+        net = build(config, num_features=NUM_FEATURES)
+        net.load_state_dict(outcome.weights)
+        with torch.no_grad():
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                net.eval()(INPUTS).reshape(-1), 1 - TARGETS
+            )
+        assert float(loss) == pytest.approx(outcome.history[best]["validation_loss"], rel=1e-5)
+
+
+def test_a_machine_with_torch_alone_runs_the_loop():
+    # The child refuses what such a machine does not have; pydantic is among it.
+    code = """
+import sys
+absent = ("ray", "feast", "mlflow", "pydantic", "polars", "pyarrow", "psutil", "onnx")
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from penstock.training.estimators import torch_loop, torch_placement, torch_checkpoints
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_any_object_with_the_fields_is_a_declaration():
+    config = SimpleNamespace(**CONFIG.model_dump())
+    assert same(
+        fit(config, net=build(CONFIG, num_features=NUM_FEATURES)).weights, fit(CONFIG).weights
+    )
