@@ -1,6 +1,7 @@
 """Takes Feast's own template repo through what a user does with it, and keeps every answer.
 
-python feast_template.py REPO OUT     (in a process of its own: Feast warns, and caches)
+python feast_template.py init NAME        what `feast init NAME` does
+python feast_template.py walk REPO OUT    `feast apply` there, and then its answers
 """
 
 import json
@@ -11,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 import polars as pl
 from feast import FeatureStore
+from feast.repo_config import load_repo_config
+from feast.repo_operations import apply_total, init_repo
 
 FEATURES = [
     "driver_hourly_stats:conv_rate",
@@ -23,7 +26,9 @@ NUMBERS = [name.partition(":")[2] for name in FEATURES]
 
 
 def walk(repo: Path, out: Path) -> None:
-    """Historical features, materialize, online features; the repo was applied before."""
+    """Apply, historical features, materialize, online features."""
+    # What Feast's commands of these names call; each would be a process that imports Feast.
+    apply_total(load_repo_config(repo, repo / "feature_store.yaml"), repo, False)
     stats = pd.read_parquet(repo / "data" / "driver_stats.parquet")
     newest = stats["event_timestamp"].max()
     store = FeatureStore(repo_path=str(repo))
@@ -58,4 +63,7 @@ def labels_of(stats: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    walk(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[1] == "init":
+        init_repo(sys.argv[2], "local")
+    else:
+        walk(Path(sys.argv[2]), Path(sys.argv[3]))

@@ -11,6 +11,7 @@ import uuid
 import polars as pl
 import pytest
 
+from cases import some_slow
 from data_room import SPILLS, settings_in, spills
 from penstock.data import quarantine, tables
 from penstock.data.ingest import ingest
@@ -98,7 +99,9 @@ def assert_old_or_complete_then_finish(root):
 
 
 class TestKilledIngest:
-    @pytest.mark.parametrize("die_at", range(1, NUM_STEPS + 1))
+    @pytest.mark.parametrize(
+        "die_at", some_slow(range(1, NUM_STEPS + 1), in_every_run={1, NUM_STEPS - 4, NUM_STEPS - 1})
+    )
     def test_a_kill_at_any_step_leaves_the_old_state_or_the_new(self, root, die_at):
         process = start(root, die_at)
         process.join()

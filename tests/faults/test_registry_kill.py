@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bundles import add_version, empty_tracking_database, new_project
+from cases import some_slow
 from penstock.errors import BusyError
 from penstock.settings import Settings
 from small_model import SmallRun, prepare, train_small
@@ -114,7 +115,9 @@ def run(trained: tuple[Settings, SmallRun], tmp_path: Path) -> tuple[Settings, S
 
 
 class TestKilledRegistration:
-    @pytest.mark.parametrize("step", range(1, NUM_REGISTER_STEPS + 1))
+    @pytest.mark.parametrize(
+        "step", some_slow(range(1, NUM_REGISTER_STEPS + 1), in_every_run={2, 5, 7})
+    )
     def test_the_next_one_finishes_it_under_the_same_number(self, run, step):
         from penstock.registry.package import verify
         from penstock.registry.registration import register
@@ -160,7 +163,9 @@ def challenged(tmp_path: Path, empty_database: Path) -> Settings:
 
 
 class TestKilledPromotion:
-    @pytest.mark.parametrize("step", range(1, NUM_PROMOTE_STEPS + 1))
+    @pytest.mark.parametrize(
+        "step", some_slow(range(1, NUM_PROMOTE_STEPS + 1), in_every_run={1, 3})
+    )
     def test_the_champion_is_the_old_one_or_the_new_one_and_the_next_move_goes_on(
         self, challenged, step
     ):

@@ -1,36 +1,26 @@
 """Somebody else's Feast repo on our offline store, by one line; Feast's own template is the repo."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from feast_scripts import run_script
 from projects import REPO_ROOT
 
+SCRIPT = REPO_ROOT / "tests" / "feast_template.py"
 OURS = "penstock.features.offline_store.PenstockOfflineStore"
 ENGINE = "penstock.features.compute_engine.PenstockComputeEngine"
-
-
-def run(*command: str | Path, cwd: Path) -> None:
-    quiet = {"FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd, env=os.environ | quiet, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `feast init` makes, with its sample data."""
     folder = tmp_path_factory.mktemp("template")
-    run(Path(sys.executable).parent / "feast", "init", "drivers", cwd=folder)
+    run_script(SCRIPT, "init", "drivers", cwd=folder)
     return folder / "drivers"
 
 
@@ -51,8 +41,7 @@ def walk(template: Path, folder: Path, store_type: str) -> tuple[pl.DataFrame, d
         if store_type == OURS:
             # Writes into Feast's own online store here.
             file.write(f"batch_engine: {{type: {ENGINE}}}\n")
-    run(Path(sys.executable).parent / "feast", "apply", cwd=repo)
-    run(sys.executable, REPO_ROOT / "tests" / "feast_template.py", repo, folder, cwd=repo)
+    run_script(SCRIPT, "walk", repo, folder, cwd=repo)
     return (
         pl.read_parquet(folder / "historical.parquet").sort("label"),
         json.loads((folder / "online.json").read_text()),

@@ -13,8 +13,10 @@ from penstock.errors import DeclarationError, unknown_name
 from penstock.handover import ServingPolicy as ServingPolicy
 from penstock.records import Record
 from penstock.settings import Settings
+from penstock.training.estimator_declarations import BoostingStop as BoostingStop
 from penstock.training.estimator_declarations import DecisionTree as DecisionTree
 from penstock.training.estimator_declarations import Estimator as Estimator
+from penstock.training.estimator_declarations import LightGBM as LightGBM
 from penstock.training.estimator_declarations import LogisticRegression as LogisticRegression
 from penstock.training.estimator_declarations import Loss as Loss
 from penstock.training.estimator_declarations import RandomForest as RandomForest
@@ -36,6 +38,7 @@ from penstock.training.fold_declarations import (
 )
 from penstock.training.metric_declarations import R2 as R2
 from penstock.training.metric_declarations import AveragePrecision as AveragePrecision
+from penstock.training.metric_declarations import Bootstrap as Bootstrap
 from penstock.training.metric_declarations import BrierScore as BrierScore
 from penstock.training.metric_declarations import CalibrationError as CalibrationError
 from penstock.training.metric_declarations import LogLoss as LogLoss
@@ -136,6 +139,8 @@ class Model(Record):
     """By estimator, what `penstock tune` may try of its fields."""
     metrics: tuple[Metric, ...] = (RocAuc(), AveragePrecision(), LogLoss(), BrierScore())
     primary_metric: str
+    bootstrap: Bootstrap = Bootstrap()
+    """How the metrics' intervals are found."""
     baseline: str | None = None
     """A feature that is itself a guess at a number: its metrics stand beside ours, and say what is
     reached with nothing learnt."""

@@ -109,3 +109,17 @@ Metric = Annotated[
     | R2,
     Field(discriminator="kind"),
 ]
+
+
+class Bootstrap(Record):
+    """How the intervals of metrics are found: by drawing the test again and again."""
+
+    num_resamples: int = Field(default=1000, ge=100)
+    """At most: millions of rows are drawn fewer times."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """The share of the resamples that an interval holds."""
+    unit: Literal["row", "day"] = "row"
+    """What is drawn. Rows of one day that err together, as a series' neighbours do, are no evidence
+    for each other: with "day" the interval is as wide as it has to be. Rankings of groups always
+    draw groups."""
+    seed: int = 0

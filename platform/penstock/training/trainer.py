@@ -42,7 +42,13 @@ from penstock.training.runs import (
     read_run,
     run_folder,
 )
-from penstock.training.tracking import BASELINE, ESTIMATOR_TAG, TrackedRun, Tracking
+from penstock.training.tracking import (
+    BASELINE,
+    ESTIMATOR_TAG,
+    REPRODUCTION_TAG,
+    TrackedRun,
+    Tracking,
+)
 from penstock.training.validation import suspect_leak
 
 _STEPS = ("training set", "fit", "evaluate", "bundle")
@@ -57,6 +63,7 @@ def train(
     request_id: str,
     progress: Progress = silent,
     code: CodeState | None = None,
+    made_again: Run | None = None,
 ) -> Run:
     """Train one estimator of the model and leave its bundle.
 
@@ -70,6 +77,7 @@ def train(
         request_id: names the request over all attempts.
         progress: hears of each step.
         code: the state of the project's checkout, where the working directory is none.
+        made_again: the run whose table versions are read, and which this one is marked to repeat.
 
     Raises:
         NotFoundError: the model has no such estimator.
@@ -90,11 +98,12 @@ def train(
         "penstock.model": model.name,
         ESTIMATOR_TAG: name,
         **({"mlflow.source.git.commit": state.commit} if state.commit else {}),
+        **({REPRODUCTION_TAG: made_again.run_id} if made_again else {}),
     }
     with tracking.run(
         experiment=model.name, name=f"{name}-{request_id[:8]}", request_id=request_id, tags=tags
     ) as tracked:
-        attempt = _Attempt(settings, model, name, request_id, tracked, progress, state)
+        attempt = _Attempt(settings, model, name, request_id, tracked, progress, state, made_again)
         return attempt.run()
 
 
@@ -110,6 +119,7 @@ class _Attempt:
         tracked: TrackedRun,
         progress: Progress,
         code: CodeState,
+        made_again: Run | None,
     ) -> None:
         self._settings = settings
         self._model = model
@@ -119,6 +129,7 @@ class _Attempt:
         self._tracked = tracked
         self._progress = progress
         self._code = code
+        self._made_again = made_again
         self._started = datetime.now(UTC)
         self._packages = environment.packages()
         # Now: the files may be edited while the fit runs.
@@ -181,6 +192,7 @@ class _Attempt:
             label=self._model.label,
             start=policy.train_start_utc,
             end=policy.test_end_utc,
+            table_versions=self._made_again.table_versions if self._made_again else None,
             extra_columns=self._model.group_columns,
             progress=self._progress,
         )

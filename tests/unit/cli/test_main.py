@@ -56,7 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory):
 
 
 class TestMain:
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(command=COMMANDS, words=st.lists(WORDS, max_size=3))
     def test_whatever_is_typed_the_user_is_told_and_nothing_breaks(
         self, project: Path, command: tuple[str, ...], words: list[str]

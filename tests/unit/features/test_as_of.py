@@ -35,7 +35,7 @@ def side(dtypes, given_rows):
     return pl.Series([time for time, _ in given_rows], dtype=pl.Int64), keys
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(worlds())
 def test_every_label_meets_the_last_row_of_its_keys(world):
     dtypes, labels, rows = world

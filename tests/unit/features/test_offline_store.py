@@ -1,6 +1,4 @@
 import random
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from feast.types import Float64
 
 import feast_repo
 from feast_repo import PENSTOCK, ROWS, at, file_source, open_store, readings, sensor, view
+from feast_scripts import run_script
 from penstock.data import tables
 from penstock.errors import DataError, DeclarationError
 from penstock.features.delta_saved_dataset import SavedDatasetDeltaStorage
@@ -69,12 +68,7 @@ class TestHistoricalFeatures:
         readings(rows).write_parquet(tmp_path / "readings.parquet")
         asked = labels(*[(dice.randrange(8), dice.randrange(80)) for _ in range(400)])
         asked.assign(label=range(len(asked))).to_parquet(tmp_path / "labels.parquet")
-        # In a process of its own: duckdb complains about its own leaks at exit.
-        script = Path(feast_repo.__file__)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", script, tmp_path], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        run_script(Path(feast_repo.__file__), tmp_path)
         ours, theirs = (
             pl.read_parquet(tmp_path / f"{name}.parquet").sort("label")
             for name in ("PenstockOfflineStore", "duckdb")

@@ -137,7 +137,7 @@ cuts = st.lists(st.integers(0, 40), max_size=6)
 
 
 class TestExactStates:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(logs, cuts)
     def test_any_order_in_any_batches_gives_the_newest_row_of_batch(self, log, cut):
         events = frame(log)
@@ -162,7 +162,7 @@ class TestExactStates:
 
 
 class TestMergedStates:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(logs, cuts, st.integers(1, 25), st.integers(0, 4))
     # A late event in a cell that was merged, when few entries are left.
     @example([(0, at, float(at), at, True) for at in (31, 37, 38, 41, 33)], [4], 10, 3)
@@ -258,7 +258,7 @@ class TestPositions:
         dropped = apply(layout(), [None], arrivals(log, {0: 0}), **all_of_it)
         assert len(kept.states[0]) - len(dropped.states[0]) == 16
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(logs, st.data())
     def test_a_log_that_is_read_again_from_any_place_changes_nothing(self, log, data):
         events = frame(log)

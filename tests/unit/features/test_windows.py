@@ -98,7 +98,7 @@ seconds = st.one_of(st.integers(0, 25), st.none())
 floats = st.floats(-1e6, 1e6, allow_subnormal=False) | st.just(float("nan"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.tuples(entities, seconds, st.one_of(floats, st.none())), max_size=25),
     st.integers(0, 6),

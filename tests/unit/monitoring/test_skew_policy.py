@@ -114,7 +114,7 @@ class TestReasonsOfRows:
 
 
 class TestResolution:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(
         world=worlds,
         kind=st.sampled_from(KINDS),
@@ -137,7 +137,7 @@ class TestResolution:
         )
         assert found
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(
         world=worlds,
         kind=st.sampled_from(KINDS),

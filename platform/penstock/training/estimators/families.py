@@ -6,6 +6,7 @@ from penstock.errors import DeclarationError, IntegrityError
 from penstock.training.declarations import (
     DecisionTree,
     Estimator,
+    LightGBM,
     LogisticRegression,
     RandomForest,
     Ridge,
@@ -35,6 +36,10 @@ def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitte
             from penstock.training.estimators import xgboost_trees
 
             return xgboost_trees.fit(config, scaled, labels, job)
+        case LightGBM():
+            from penstock.training.estimators import lightgbm_trees
+
+            return lightgbm_trees.fit(config, scaled, labels, job)
         case TorchMLP() | TorchModule():
             from penstock.training.estimators import torch_nets
 
@@ -46,14 +51,18 @@ def cpus_of_one_task(config: Estimator) -> int | None:
     match config:
         case OneTaskEstimator():
             return config.num_cpus
-        case XGBoost() if config.num_workers == 1 and not config.use_gpu:
+        case XGBoost() | LightGBM() if config.num_workers == 1 and not config.use_gpu:
             return config.num_cpus_per_worker
         case _:
             return None
 
 
-def fit_here(config: Estimator, scaled: Scaled, labels: Labels) -> Fitted:
+def fit_here(
+    config: Estimator, scaled: Scaled, labels: Labels, job: FitJob | None = None
+) -> Fitted:
     """Fit in this process what one task can fit, as `fit` would, without its checkpoints.
+
+    Early stopping looks at the label's delay where a job tells it.
 
     Raises:
         DeclarationError: only Ray Train's workers can fit it.
@@ -66,7 +75,11 @@ def fit_here(config: Estimator, scaled: Scaled, labels: Labels) -> Fitted:
         case XGBoost() if cpus_of_one_task(config) is not None:
             from penstock.training.estimators import xgboost_trees
 
-            return xgboost_trees.fit_here(config, scaled, labels)
+            return xgboost_trees.fit_here(config, scaled, labels, job)
+        case LightGBM() if cpus_of_one_task(config) is not None:
+            from penstock.training.estimators import lightgbm_trees
+
+            return lightgbm_trees.fit_here(config, scaled, labels, job)
         case _:
             raise DeclarationError(
                 f"{type(config).__name__} cannot be fitted by one task",
@@ -93,12 +106,16 @@ def load(family: str, folder: Path) -> NativeModel:
             from penstock.training.estimators.xgboost_trees import BoostedTrees
 
             return BoostedTrees.load(folder)
+        case "lightgbm":
+            from penstock.training.estimators.lightgbm_trees import LeafwiseTrees
+
+            return LeafwiseTrees.load(folder)
         case "torch":
             from penstock.training.estimators.torch_export import TorchNet
 
             return TorchNet.load(folder)
     raise IntegrityError(
         f"{folder} holds a model of the unknown family {family!r}",
-        allowed="linear, forest, xgboost or torch",
+        allowed="linear, forest, xgboost, lightgbm or torch",
         next_step="read it with the version of Penstock that wrote it",
     )

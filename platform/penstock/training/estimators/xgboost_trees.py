@@ -1,9 +1,8 @@
 """Gradient-boosted trees by XGBoost on Ray Train."""
 
-import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,6 +10,7 @@ import numpy as np
 import xgboost
 
 from penstock.training.declarations import Loss, Task, XGBoost
+from penstock.training.estimators import boosting
 from penstock.training.estimators.base import INPUT, FitJob, Fitted, Labels, Scaled, Scores
 
 _OBJECTIVES: Mapping[Loss, str] = {
@@ -24,8 +24,6 @@ _MEASURES: Mapping[Loss, str] = {
     "absolute_error": "mae",
 }
 _MODEL_FILE = "model.ubj"
-_HISTORY = "history"
-_ROUNDS_PER_CHECKPOINT = 25
 # The newest opset that onnxmltools writes for XGBoost.
 _OPSET = 15
 
@@ -34,34 +32,26 @@ def fit(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
     """Fit on `config.num_workers` workers of Ray Train."""
     from ray.train.xgboost import XGBoostTrainer
 
-    from penstock.training.estimators import distributed
-
-    returned = distributed.run(XGBoostTrainer, _worker, config, scaled, labels, job, extra={})
-    booster = xgboost.Booster(model_file=bytearray(returned["model"]))
-    return Fitted(
-        native=BoostedTrees(booster=booster),
-        onnx=export(booster, config.task, num_features=scaled.shape[1]),
-        history=returned["history"],
-    )
+    state = boosting.fit_on_workers(XGBoostTrainer, _worker, config, scaled, labels, job)
+    return _fitted(config, state, num_features=scaled.shape[1])
 
 
-def fit_here(config: XGBoost, scaled: Scaled, labels: Labels) -> Fitted:
+def fit_here(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob | None = None) -> Fitted:
     """Fit in this process, to the same trees as one worker of Ray Train."""
-    evaluated: dict[str, dict[str, list[float]]] = {}
-    train = xgboost.DMatrix(scaled, label=labels)
-    booster = xgboost.train(
-        parameters(config, use_gpu=False),
-        train,
-        num_boost_round=config.num_rounds,
-        evals=[(train, "train")],
-        evals_result=evaluated,
-        verbose_eval=False,
+    state = boosting.fit_in_process(
+        config, partial(_XGBoost, config, use_gpu=False), scaled, labels, job
     )
-    losses = evaluated["train"][_MEASURES[config.loss]]
+    return _fitted(config, state, num_features=scaled.shape[1])
+
+
+def _fitted(config: XGBoost, state: boosting.State, *, num_features: int) -> Fitted:
+    grown = xgboost.Booster(model_file=bytearray(state.model or b""))
+    booster = grown[: boosting.best_round(config, state.history)]
     return Fitted(
         native=BoostedTrees(booster=booster),
-        onnx=export(booster, config.task, num_features=scaled.shape[1]),
-        history=[{"train_loss": loss} for loss in losses],
+        onnx=export(booster, config.task, num_features=num_features),
+        history=state.history,
+        facts=boosting.facts(config, state.history),
     )
 
 
@@ -87,68 +77,66 @@ def parameters(config: XGBoost, *, use_gpu: bool) -> dict[str, Any]:
 
 
 def _worker(parts: dict[str, Any]) -> dict[str, Any]:
-    import ray
+    def library(config: Any, rows: boosting.Rows, use_gpu: bool, _world: int) -> boosting.Library:
+        return _XGBoost(config, rows, use_gpu=use_gpu)
 
-    from penstock.training.estimators import distributed
-
-    config: XGBoost = parts["config"]
-    rank, world = distributed.share()
-    scaled, labels = ray.get([parts["scaled"], parts["labels"]])
-    train = xgboost.DMatrix(scaled[rank::world], label=labels[rank::world])
-    before = _resume()
-    done = before.num_boosted_rounds() if before else 0
-    history = json.loads(before.attr(_HISTORY) or "[]") if before else []
-    booster = xgboost.train(
-        parameters(config, use_gpu=parts["use_gpu"]),
-        train,
-        num_boost_round=max(config.num_rounds - done, 0),
-        xgb_model=before,
-        evals=[(train, "train")],
-        verbose_eval=False,
-        callbacks=[_Checkpoints(history, config, first=rank == 0)],
-    )
-    return {"model": bytes(booster.save_raw("ubj")), "history": history}
+    return boosting.work(parts, library)
 
 
-def _resume() -> xgboost.Booster | None:
-    import ray.train
+class _XGBoost:
+    """Grows trees on one worker's rows."""
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return xgboost.Booster(model_file=Path(folder) / _MODEL_FILE)
+    def __init__(self, config: XGBoost, rows: boosting.Rows, *, use_gpu: bool) -> None:
+        self._given = parameters(config, use_gpu=use_gpu)
+        if rows.positive_weight is not None:
+            self._given["scale_pos_weight"] = rows.positive_weight
+        bins = {"max_bin": config.max_bins, "nthread": config.num_cpus_per_worker}
+        # One pass to bins and no second copy of the rows; a DMatrix keeps both.
+        self._train = xgboost.QuantileDMatrix(rows.scaled, label=rows.labels, **bins)
+        self._matrices = [(self._train, "train")]
+        if rows.held_out is not None:
+            scaled, labels = rows.held_out
+            held_out = xgboost.QuantileDMatrix(scaled, label=labels, ref=self._train, **bins)
+            self._matrices.append((held_out, "validation"))
+
+    def grow(
+        self,
+        before: bytes | None,
+        num_rounds: int,
+        *,
+        seed: int,
+        after_round: boosting.AfterRound,
+    ) -> bytes:
+        booster = xgboost.train(
+            self._given | {"seed": seed},
+            self._train,
+            num_boost_round=num_rounds,
+            xgb_model=xgboost.Booster(model_file=bytearray(before)) if before else None,
+            evals=self._matrices,
+            verbose_eval=False,
+            callbacks=[_AfterRound(after_round)],
+        )
+        return _dumped(booster)
 
 
-class _Checkpoints(xgboost.callback.TrainingCallback):
-    """Keeps the history by round and, every so often, a checkpoint to go on from."""
+class _AfterRound(xgboost.callback.TrainingCallback):
+    """Hands on what each round came to."""
 
-    def __init__(self, history: list[dict[str, float]], config: XGBoost, *, first: bool) -> None:
+    def __init__(self, after_round: boosting.AfterRound) -> None:
         super().__init__()
-        self._history = history
-        self._num_rounds = config.num_rounds
-        self._measure = _MEASURES[config.loss]
-        self._first = first
+        self._after_round = after_round
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-        import ray.train
+        losses = {
+            f"{name}_loss": float(values[-1])
+            for name, measured in evals_log.items()
+            for values in measured.values()
+        }
+        return self._after_round(losses, lambda: _dumped(model))
 
-        loss = float(evals_log["train"][self._measure][-1])
-        self._history.append({"train_loss": loss})
-        done = len(self._history)
-        if done % _ROUNDS_PER_CHECKPOINT and done != self._num_rounds:
-            return False
-        if not self._first:
-            ray.train.report({"train_loss": loss})
-            return False
-        with tempfile.TemporaryDirectory() as folder:
-            model.set_attr(**{_HISTORY: json.dumps(self._history)})
-            model.save_model(Path(folder) / _MODEL_FILE)
-            model.set_attr(**{_HISTORY: None})
-            ray.train.report(
-                {"train_loss": loss}, checkpoint=ray.train.Checkpoint.from_directory(folder)
-            )
-        return False
+
+def _dumped(booster: xgboost.Booster) -> bytes:
+    return bytes(booster.save_raw("ubj"))
 
 
 def export(booster: xgboost.Booster, task: Task, *, num_features: int) -> bytes:
