@@ -57,16 +57,20 @@ def run(command: str, environment: Mapping[str, str], replace: Mapping[str, str]
 
 
 def walk(
-    project: Project, cluster: LocalCluster, sample: Path, *, more_of_sample: str = ""
+    project: Project,
+    cluster: LocalCluster,
+    sample: Path,
+    *,
+    instead: Mapping[str, str] | None = None,
 ) -> Iterator[Step]:
     """Run the README's journey in the project, up to the first command that fails.
 
-    `more_of_sample` are further options of `penstock sample`.
+    `instead` names what is run in place of parts of the commands.
     """
     replace = {
-        "penstock sample card_fraud": f"penstock sample card_fraud {more_of_sample}".rstrip(),
         ".penstock/sample": str(sample),
         "http://127.0.0.1:8000": cluster.serving_url,
+        **(instead or {}),
     }
     for command in commands("The journey"):
         # Whoever started the Ray takes it down.

@@ -106,7 +106,7 @@ def test_the_training_set_holds_what_the_declared_windows_hold(training_set):
 def test_the_default_estimator_beats_the_last_known_reading(model, training_set):
     config = model.estimator()
 
-    def fit(_fold, scaled, labels):
+    def fit(_fold, scaled, labels, _times):
         booster = xgboost.train(
             xgboost_trees.parameters(config, use_gpu=False),
             xgboost.DMatrix(scaled, label=labels),

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from penstock.cluster import connection, local, processes, tokens
@@ -50,41 +51,11 @@ with job("demo") as run:
         if number == 0 and not log.exists():
             log.touch()
             raise GateRefusedError("the first attempt")
-    if what == "serve":
-        import listening
-        run.finish({"addresses": listening.while_serving(run.settings)})
-        sys.exit(0)
     if what == "killed":
         os.kill(os.getpid(), 9)
     for done in range(3):
         run.progress("adding", done + 1, 3)
     run.finish({"sum": ray.get(add.remote(1, number)), "request_id": run.request_id})
-"""
-
-LISTENING = """
-import psutil
-from ray import serve
-from ray.serve.config import HTTPOptions
-from penstock.cluster import local, processes
-
-@serve.deployment
-class Hello:
-    async def __call__(self, request):
-        return "hello"
-
-def while_serving(settings):
-    cluster = local.current(settings)
-    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=cluster.serving_port))
-    serve.run(Hello.bind(), name="hello", route_prefix="/hello")
-    try:
-        ours = {process.pid for process in processes.find(cluster.cluster_id)}
-        return [
-            (one.laddr.ip, psutil.Process(one.pid).name())
-            for one in psutil.net_connections("inet")
-            if one.status == psutil.CONN_LISTEN and one.pid in ours
-        ]
-    finally:
-        serve.delete("hello")
 """
 
 OF_THE_MACHINE = {"disk", "memory", "shared memory"}
@@ -108,7 +79,6 @@ def small(tmp_path_factory: pytest.TempPathFactory, project: Project, ray_cluste
     (root / "pyproject.toml").write_text("[tool.penstock]\n")
     (root / "jobs").mkdir()
     (root / "jobs" / "demo.py").write_text(DEMO)
-    (root / "jobs" / "listening.py").write_text(LISTENING)
     return Project(root=root, storage=project.storage)
 
 
@@ -134,6 +104,14 @@ def wait_for(condition, *, timeout_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def is_serving(cluster: LocalCluster) -> bool:
+    try:
+        with open_directly(f"{cluster.serving_url}/healthz", timeout_s=5) as answer:
+            return bool(json.load(answer) == {"status": "ok"})
+    except OSError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +188,14 @@ class TestJobs:
 
 
 class TestListening:
-    def test_every_port_is_on_loopback_also_while_serve_serves(self, small):
-        code, output, errors = demo(small, "serve", "0")
-        assert code == 0, errors
-        addresses = [tuple(one) for one in json.loads(output)["addresses"]]
+    def test_every_port_is_on_loopback_also_while_serve_serves(self, ray_cluster: LocalCluster):
+        wait_for(lambda: is_serving(ray_cluster))
+        ours = {process.pid for process in processes.find(ray_cluster.cluster_id)}
+        addresses = [
+            (one.laddr.ip, psutil.Process(one.pid).name())
+            for one in psutil.net_connections("inet")
+            if one.status == psutil.CONN_LISTEN and one.pid in ours
+        ]
         # GCS, raylet, dashboard, agents, HAProxy, replica: fewer would mean that we look past them.
         assert len(addresses) >= 12
         assert any("haproxy" in name for _, name in addresses)
@@ -235,14 +217,7 @@ class TestListening:
 
 class TestCommands:
     def test_serve_comes_up_beside_it(self, ray_cluster: LocalCluster):
-        def is_alive() -> bool:
-            try:
-                with open_directly(f"{ray_cluster.serving_url}/healthz", timeout_s=5) as answer:
-                    return json.load(answer) == {"status": "ok"}
-            except OSError:
-                return False
-
-        wait_for(is_alive)
+        wait_for(lambda: is_serving(ray_cluster))
 
     def test_a_second_up_gives_the_one_that_runs(self, project: Project, ray_cluster):
         assert project.must("up", "--json").json["pid"] == ray_cluster.pid
@@ -317,7 +292,7 @@ class TestLife:
             assert own.must("down", "--json").json == {"was_up": False}
             # The Ray of the test run, on the same machine, goes on as it was.
             assert local.current(small.settings) == ray_cluster
-            assert demo(small, "sum", "4")[0] == 0
+            wait_for(lambda: is_serving(ray_cluster))
         finally:
             local.down(own.settings)
 

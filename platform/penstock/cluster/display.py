@@ -1,9 +1,10 @@
 """Shows a job's progress on stderr: live bars on a terminal, one line a step elsewhere."""
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -15,9 +16,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
-from penstock.cluster.markers import ProgressMarker
+from penstock.cluster.markers import ProgressMarker, TableMarker
 
 
 class _Amount(ProgressColumn):
@@ -32,13 +34,28 @@ class _Amount(ProgressColumn):
         return Text(f"{int(task.completed):,}{of} {unit}{rate}")
 
 
+class _Bars(Progress):
+    """Bars, and beneath them the newest table."""
+
+    table: TableMarker | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Give what is drawn."""
+        yield from super().get_renderables()
+        if self.table is not None:
+            drawn = Table(*self.table.columns, title=self.table.title)
+            for row in self.table.rows:
+                drawn.add_row(*row)
+            yield drawn
+
+
 class Display:
     """Lines and bars on one console; entering starts the live part, leaving ends it."""
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._live = console.is_terminal
-        self._bars = Progress(
+        self._bars = _Bars(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -49,6 +66,7 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._said: set[str] = set()
+        self._top: tuple[str, ...] = ()
         self._title = title
 
     def __enter__(self) -> Self:
@@ -82,6 +100,16 @@ class Display:
             task = self._bars.add_task(marker.step, total=marker.total, unit=marker.unit)
             self._tasks[marker.step] = task
         self._bars.update(task, completed=marker.done, total=marker.total, unit=marker.unit)
+
+    def show_table(self, marker: TableMarker) -> None:
+        """Show what was found so far; where nothing is live, a line for each new first row."""
+        if self._live:
+            self._bars.table = marker
+            self._bars.refresh()
+        elif marker.rows and marker.rows[0] != self._top:
+            self._top = marker.rows[0]
+            cells = zip(marker.columns, self._top, strict=True)
+            self.line(f"{marker.title}: " + ", ".join(f"{name} {cell}" for name, cell in cells))
 
     def _drop_title(self) -> None:
         task = self._tasks.pop("", None)

@@ -40,6 +40,7 @@ class RunningJob:
         self.request_id = request_id
         """The same for every attempt at one request: what makes a job's steps idempotent."""
         self.progress: Progress = report.progress
+        self.table: Callable[[markers.TableMarker], None] = report.table
         self._report = report
 
     def finish(self, result: Record | Mapping[str, Any]) -> None:
@@ -57,6 +58,7 @@ class Reporter:
         self._started_s = time.monotonic()
         self._last_step = ""
         self._last_sent_s = float("-inf")
+        self._last_table_s = float("-inf")
 
     def progress(
         self, step: str, done: int, total: int | None = None, *, unit: str = "rows"
@@ -68,6 +70,13 @@ class Reporter:
             return
         self._last_step, self._last_sent_s = step, now
         self.send(markers.ProgressMarker(step=step, done=done, total=total, unit=unit))
+
+    def table(self, marker: markers.TableMarker) -> None:
+        """Tell what was found so far, unless the last such word was a moment ago."""
+        now = time.monotonic()
+        if now - self._last_table_s >= self._interval_s(now):
+            self._last_table_s = now
+            self.send(marker)
 
     def send(self, marker: markers.Marker) -> None:
         """Write one message."""
@@ -85,6 +94,9 @@ def as_text(marker: markers.Marker) -> str:
     if isinstance(marker, markers.ProgressMarker):
         of = "" if marker.total is None else f" of {marker.total:,}"
         return f"{marker.step}: {marker.done:,}{of} {marker.unit}"
+    if isinstance(marker, markers.TableMarker):
+        rows = (marker.columns, *marker.rows)
+        return "\n".join((f"{marker.title}:", *("  " + "  ".join(row) for row in rows)))
     if isinstance(marker, markers.ResultMarker):
         lines = (f"  {key}: {value}" for key, value in marker.result.items())
         return "\n".join(("result:", *lines))

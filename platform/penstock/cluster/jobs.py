@@ -209,6 +209,8 @@ class Follower:
                 display.line(line)
         elif isinstance(marker, markers.ProgressMarker):
             display.show(marker)
+        elif isinstance(marker, markers.TableMarker):
+            display.show_table(marker)
         elif isinstance(marker, markers.ResultMarker):
             self._result = marker.result
         else:

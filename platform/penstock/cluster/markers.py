@@ -24,6 +24,15 @@ class ProgressMarker(Record):
     unit: str
 
 
+class TableMarker(Record):
+    """What the job has found so far, the best row first; each replaces the one before it."""
+
+    kind: Literal["table"] = "table"
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 class ResultMarker(Record):
     """What the job leaves."""
 
@@ -42,9 +51,12 @@ class ErrorMarker(Record):
     exit_code: int
 
 
-Marker = ProgressMarker | ResultMarker | ErrorMarker
-_KINDS: Mapping[str, type[ProgressMarker] | type[ResultMarker] | type[ErrorMarker]] = {
+Marker = ProgressMarker | TableMarker | ResultMarker | ErrorMarker
+_KINDS: Mapping[
+    str, type[ProgressMarker] | type[TableMarker] | type[ResultMarker] | type[ErrorMarker]
+] = {
     "progress": ProgressMarker,
+    "table": TableMarker,
     "result": ResultMarker,
     "error": ErrorMarker,
 }

@@ -6,7 +6,7 @@ resample is a count for each row, never a copy of it: the rows are sorted by sco
 metric is a sum or a cumulative sum of counts, many resamples at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,16 @@ def intervals(
     """
     drawn = resample(metrics, test, scores, policy)
     return {name: bounds(values, policy.level) for name, values in drawn.items()}
+
+
+def named_bounds(found: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Give the intervals' ends as metrics beside theirs: `roc_auc_low`, `roc_auc_high`."""
+    ends = ("low", "high")
+    return {
+        f"{name}_{end}": value
+        for name, interval in found.items()
+        for end, value in zip(ends, interval, strict=True)
+    }
 
 
 def bounds(values: Values, level: float) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Evaluates an estimator on folds: each is fitted and scored by itself, side by side on Ray.
 
 An estimator that one task can fit is fitted by a task for each fold, as many at a time as there are
-cores. What only Ray Train can fit (several workers, nets) brings tasks of its own, so its folds
+cores. What only Ray Train can fit (several workers, a GPU) brings workers of its own, so its folds
 are fitted one after the other from this process.
 """
 
@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from penstock.errors import DeclarationError
 from penstock.features.distributed_join import RunOnRay, RunTasks, run_here, runner
 from penstock.progress import silent
-from penstock.training.declarations import Estimator, Fold, Model
+from penstock.training.bootstrap import Values, bounds, resample
+from penstock.training.declarations import Bootstrap, Estimator, Fold, Model
 from penstock.training.estimators import families
 from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Scores
-from penstock.training.folds import Counts, count_folds, fit_folds
+from penstock.training.fold_declarations import delay_within
+from penstock.training.folds import Counts, EventTimes, count_folds, fit_folds
 from penstock.training.metrics import evaluate
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class FoldResult:
     """[n], theirs."""
     scores: Scores
     """[n], theirs, by a fit that has not seen them."""
+    resampled: dict[str, Values]
+    """Each metric on resamples of the fold's test; empty where none were asked for."""
     fit_s: float
 
 
@@ -68,6 +71,13 @@ class FoldScores:
         values = self.values(metric)
         return float(values.std(ddof=1)) if len(values) > 1 else None
 
+    def interval(self, metric: str, *, level: float) -> tuple[float, float]:
+        """Give the interval of the mean over the folds, were their tests drawn again.
+
+        The folds are what they are: how much the metric changes with time says the deviation.
+        """
+        return bounds(np.mean([fold.resampled[metric] for fold in self.folds], axis=0), level)
+
     @property
     def fit_s(self) -> float:
         """Seconds of all fits, whether or not they ran side by side."""
@@ -89,7 +99,8 @@ def evaluate_folds(
     event_time: str,
     feature_names: tuple[str, ...],
     folds: Sequence[Fold],
-    job: FitJob | None = None,
+    job: FitJob,
+    bootstrap: Bootstrap | None = None,
     run: RunTasks | None = None,
 ) -> FoldScores:
     """Evaluate the estimator on every fold; the arguments are those of `each_fold`."""
@@ -101,6 +112,7 @@ def evaluate_folds(
         feature_names=feature_names,
         folds=folds,
         job=job,
+        bootstrap=bootstrap,
         run=run,
     )
     return FoldScores(folds=tuple(results))
@@ -114,7 +126,8 @@ def each_fold(
     event_time: str,
     feature_names: tuple[str, ...],
     folds: Sequence[Fold],
-    job: FitJob | None = None,
+    job: FitJob,
+    bootstrap: Bootstrap | None = None,
     run: RunTasks | None = None,
 ) -> Iterator[FoldResult]:
     """Give each fold's result as it is there, in the order of the folds.
@@ -129,22 +142,17 @@ def each_fold(
         event_time: the column of event times.
         feature_names: the order of the features.
         folds: which rows train and which test.
-        job: for an estimator that only Ray Train can fit: where its checkpoints go; each fold adds
-            its number to the name.
+        job: where checkpoints go, and what a user's own module is imported from; each fold adds its
+            number to the name.
+        bootstrap: how each fold's test is drawn again for intervals; None: it is not.
         run: where the folds' tasks run; None: on the Ray that this process is connected to, else
             here.
 
     Raises:
         TrainingDataError: a fold cannot be trained on.
-        DeclarationError: the estimator needs Ray Train, and no job was given.
     """
     num_cpus = families.cpus_of_one_task(config)
     if num_cpus is None:
-        if job is None:
-            raise DeclarationError(
-                f"only Ray Train can fit {type(config).__name__} with {config}",
-                next_step="give a job with a folder for its checkpoints",
-            )
         run = run_here
     run = run or runner(num_cpus=num_cpus or 1)
     # Once into the store, not once for each task.
@@ -157,6 +165,7 @@ def each_fold(
         event_time=event_time,
         feature_names=feature_names,
         job=job,
+        bootstrap=bootstrap,
     )
     yield from run(evaluate_fold, calls)
 
@@ -168,17 +177,23 @@ def _evaluate(
     config: Estimator,
     event_time: str,
     feature_names: tuple[str, ...],
-    job: FitJob | None,
+    job: FitJob,
+    bootstrap: Bootstrap | None,
     number: int,
     fold: Fold,
 ) -> FoldResult:
     rows = _get(frame).with_row_index(_PLACE)
     counts = count_folds(rows, model, event_time=event_time, folds=(fold,))
 
-    def fit(_: int, scaled: Scaled, labels: Labels) -> Fitted:
-        if job is None or families.cpus_of_one_task(config) is not None:
-            return families.fit_here(config, scaled, labels)
-        return families.fit(config, scaled, labels, replace(job, name=f"{job.name}-{number}"))
+    def fit(_: int, scaled: Scaled, labels: Labels, times: EventTimes) -> Fitted:
+        mine = replace(
+            job,
+            name=f"{job.name}-{number}",
+            event_times=times,
+            label_delay=delay_within(fold),
+        )
+        alone = families.cpus_of_one_task(config) is not None
+        return (families.fit_here if alone else families.fit)(config, scaled, labels, mine)
 
     fitted = fit_folds(
         rows,
@@ -199,6 +214,9 @@ def _evaluate(
         places=test.frame[_PLACE].to_numpy().astype(np.int64),
         labels=test.labels,
         scores=fitted.scores,
+        resampled={}
+        if bootstrap is None
+        else resample(model.metrics, test, fitted.scores, bootstrap, stream=number),
         fit_s=fitted.fit_s,
     )
 

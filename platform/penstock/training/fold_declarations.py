@@ -268,6 +268,17 @@ def span_of(fold: Fold | Stretch) -> tuple[datetime, datetime]:
             return fold.start_utc, fold.end_utc
 
 
+def delay_within(fold: Fold | Stretch) -> timedelta:
+    """Give the label's delay that lies between training and test rows of the fold."""
+    match fold:
+        case TimeSplit() | PurgedFold():
+            return fold.label_delay
+        case GroupFold():
+            return delay_within(fold.within)
+        case _:
+            return _NOTHING
+
+
 def groups_of(validation: Validation) -> tuple[str, ...]:
     """Give the columns of groups that the folds look at."""
     match validation:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from penstock.progress import Progress
@@ -16,6 +17,8 @@ from penstock.training.estimators.base import Fitted, Labels, Scaled, Scores
 from penstock.training.fold_rows import cut
 from penstock.training.preprocessing import Preprocessing
 from penstock.training.validation import Examples, check_labels, to_examples
+
+EventTimes = npt.NDArray[np.datetime64]
 
 
 class Counts(Record):
@@ -88,7 +91,7 @@ def fit_folds(
     *,
     event_time: str,
     feature_names: tuple[str, ...],
-    fit: Callable[[int, Scaled, Labels], Fitted],
+    fit: Callable[[int, Scaled, Labels, EventTimes], Fitted],
     progress: Progress,
     folds: Sequence[Fold] | None = None,
 ) -> FittedFolds:
@@ -99,7 +102,8 @@ def fit_folds(
         model: whose label, task, preprocessing and baseline.
         event_time: the column of event times.
         feature_names: the order of the features.
-        fit: fits the fold of that number on filled and standardised features.
+        fit: fits the fold of that number on filled and standardised features, labels and event
+            times, all in order of time.
         progress: told of each fit, where there are several.
         folds: None: those of the model's split.
 
@@ -112,21 +116,21 @@ def fit_folds(
     for number, policy in enumerate(policies):
         if len(policies) > 1:
             progress("fits", number, len(policies), unit="fits")
+        rows, tested = cut(frame, policy, event_time=event_time, label=model.label)
+        # What is held out to stop early has to be the newest.
+        rows = rows.sort(event_time, maintain_order=True)
         train, test = (
             to_examples(
-                rows, feature_names=feature_names, label=model.label, side=side, task=model.task
+                each, feature_names=feature_names, label=model.label, side=side, task=model.task
             )
-            for rows, side in zip(
-                cut(frame, policy, event_time=event_time, label=model.label),
-                ("training", "test"),
-                strict=True,
-            )
+            for each, side in ((rows, "training"), (tested, "test"))
         )
         scaling = preprocessing.fit(
             train.features, feature_names=feature_names, policy=model.preprocessing
         )
         started_s = time.monotonic()
-        fitted = fit(number, scaling.apply(train.features), train.labels)
+        times = rows[event_time].to_numpy()
+        fitted = fit(number, scaling.apply(train.features), train.labels, times)
         fit_s += time.monotonic() - started_s
         graph = bundle.assemble(scaling, fitted)
         # What is measured is what will be served: the graph, on the features as they come.

@@ -52,6 +52,8 @@ class Run(Counts):
     training_set_id: str
     table_versions: dict[str, int]
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = {}
+    """Of each metric, as the model's bootstrap finds them."""
     seed: int
     git_commit: str | None
     environment_digest: str
@@ -59,6 +61,8 @@ class Run(Counts):
     """None: the run is older than this record."""
     started: datetime
     fit_s: float
+    tuning_run: str | None = None
+    """The search that found the estimator's parameters; None: they are as declared."""
     bundle_path: str
 
 

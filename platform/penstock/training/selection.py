@@ -123,7 +123,7 @@ def select(
         )
     run = run or runner()
     service = service or model.feature_service
-    plan = study_folds(model, num_folds, _first_event(settings, model))
+    plan = study_folds(model, num_folds, first_event(settings, model))
     made = build_training_set(
         settings,
         use_case=model.use_case,
@@ -193,7 +193,12 @@ def select(
     )
 
 
-def _first_event(settings: Settings, model: Model) -> datetime:
+def first_event(settings: Settings, model: Model) -> datetime:
+    """Give the moment at which the label table begins.
+
+    Raises:
+        TrainingDataError: it has no rows.
+    """
     time = PinnedRows(settings, model.label_table, None).event_time
     summaries = tables.column_summaries(settings, model.label_table)
     first: datetime | None = next(each.low for each in summaries if each.name == time)

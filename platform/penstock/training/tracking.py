@@ -24,6 +24,7 @@ from penstock.settings import Settings
 REQUEST_TAG = "penstock.request_id"
 ESTIMATOR_TAG = "penstock.estimator"
 FAILURE_TAG = "penstock.failure"
+TUNING_TAG = "penstock.tuning_run"
 REPRODUCTION_TAG = "penstock.reproduction_of"
 """On a run that makes another one again: the other's id."""
 BASELINE = "baseline_"

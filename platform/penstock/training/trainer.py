@@ -25,11 +25,12 @@ from penstock.files import write_whole
 from penstock.progress import Progress, silent
 from penstock.settings import Settings
 from penstock.training import bundle, code_state, environment, plots
+from penstock.training.bootstrap import intervals, named_bounds
 from penstock.training.code_state import CodeState
 from penstock.training.declarations import Model
 from penstock.training.estimators import families
 from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Scores
-from penstock.training.folds import Counts, FittedFolds, count_folds, fit_folds
+from penstock.training.folds import Counts, EventTimes, FittedFolds, count_folds, fit_folds
 from penstock.training.metrics import curves, evaluate
 from penstock.training.runs import (
     PATCH_FILE,
@@ -46,6 +47,7 @@ from penstock.training.tracking import (
     BASELINE,
     ESTIMATOR_TAG,
     REPRODUCTION_TAG,
+    TUNING_TAG,
     TrackedRun,
     Tracking,
 )
@@ -64,6 +66,7 @@ def train(
     progress: Progress = silent,
     code: CodeState | None = None,
     made_again: Run | None = None,
+    tuning_run: str | None = None,
 ) -> Run:
     """Train one estimator of the model and leave its bundle.
 
@@ -78,6 +81,7 @@ def train(
         progress: hears of each step.
         code: the state of the project's checkout, where the working directory is none.
         made_again: the run whose table versions are read, and which this one is marked to repeat.
+        tuning_run: the search that found the estimator's parameters.
 
     Raises:
         NotFoundError: the model has no such estimator.
@@ -99,6 +103,7 @@ def train(
         ESTIMATOR_TAG: name,
         **({"mlflow.source.git.commit": state.commit} if state.commit else {}),
         **({REPRODUCTION_TAG: made_again.run_id} if made_again else {}),
+        **({TUNING_TAG: tuning_run} if tuning_run else {}),
     }
     with tracking.run(
         experiment=model.name, name=f"{name}-{request_id[:8]}", request_id=request_id, tags=tags
@@ -157,6 +162,8 @@ class _Attempt:
         if folds.guesses is not None:
             baseline = evaluate(self._model.metrics, folds.test, folds.guesses)
         beside = {f"{BASELINE}{name}": value for name, value in baseline.items()}
+        drawn = intervals(self._model.metrics, folds.test, folds.scores, self._model.bootstrap)
+        beside |= named_bounds(drawn)
         self._tracked.log_metrics({**metrics, **beside, "fit_s": folds.fit_s})
         leak = suspect_leak(self._model.leak_alarm, metrics)
         if leak is not None:
@@ -164,6 +171,7 @@ class _Attempt:
         self._step(3)
         provenance = self._provenance(frame, folds.scores)
         run = self._describe(training_set, counts, metrics, folds.fit_s, provenance)
+        run = run.model_copy(update={"intervals": drawn})
         self._write(run, training_set, folds, baseline)
         with TemporaryDirectory() as folder:
             self._draw(Path(folder), folds, metrics, run)
@@ -255,12 +263,14 @@ class _Attempt:
     def _checkpoints(self) -> Path:
         return self._settings.storage_path / "checkpoints"
 
-    def _fit(self, fold: int, scaled: Scaled, labels: Labels) -> Fitted:
+    def _fit(self, fold: int, scaled: Scaled, labels: Labels, event_times: EventTimes) -> Fitted:
         folder = self._checkpoints() / self._tracked.run_id
         job = FitJob(
             name=f"fold-{fold}",
             checkpoints=folder,
             import_folders=(self._settings.feature_repo, str(self._settings.feature_repo_path)),
+            event_times=event_times,
+            label_delay=self._model.split.label_delay,
         )
         try:
             return families.fit(self._config, scaled, labels, job)
@@ -313,6 +323,7 @@ class _Attempt:
             provenance=provenance,
             started=self._started,
             fit_s=round(fit_s, 3),
+            tuning_run=self._tracked.tag(TUNING_TAG),
             bundle_path=str(folder / "bundle"),
         )
 
@@ -346,6 +357,7 @@ class _Attempt:
             update={
                 "estimators": {self._name: self._config},
                 "default_estimator": self._name,
+                "search": {},
                 "published": (),
             }
         )

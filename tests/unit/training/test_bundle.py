@@ -6,7 +6,6 @@ import warnings
 import numpy as np
 import orjson
 import pytest
-import xgboost
 from sklearn.exceptions import ConvergenceWarning
 
 from penstock.errors import IntegrityError
@@ -14,6 +13,7 @@ from penstock.scorer import load_scorer
 from penstock.training import bundle, preprocessing
 from penstock.training.declarations import (
     DecisionTree,
+    LightGBM,
     LogisticRegression,
     PreprocessingPolicy,
     RandomForest,
@@ -23,11 +23,11 @@ from penstock.training.declarations import (
     XGBoost,
 )
 from penstock.training.estimators import (
+    families,
     scikit,
     torch_build,
     torch_export,
     torch_nets,
-    xgboost_trees,
 )
 from penstock.training.estimators.base import Fitted
 
@@ -46,16 +46,6 @@ class Wide(torch.nn.Module):
 """
 
 
-def fit_boosted(config, scaled, labels):
-    booster = xgboost.train(
-        xgboost_trees.parameters(config, use_gpu=False),
-        xgboost.DMatrix(scaled, label=labels),
-        num_boost_round=config.num_rounds,
-    )
-    graph = xgboost_trees.export(booster, config.task, num_features=scaled.shape[1])
-    return Fitted(native=xgboost_trees.BoostedTrees(booster=booster), onnx=graph)
-
-
 def build_net(config, scaled, labels):
     net = torch_build.build(config, num_features=scaled.shape[1])
     center, spread = torch_nets.standard(config, labels)
@@ -69,18 +59,27 @@ FAMILIES = {
     "logistic regression": (scikit.fit_here, LogisticRegression()),
     "decision tree": (scikit.fit_here, DecisionTree()),
     "random forest": (scikit.fit_here, RandomForest(num_trees=20)),
-    "boosted trees": (fit_boosted, XGBoost(num_rounds=20)),
-    "boosted trees from a half": (fit_boosted, XGBoost(num_rounds=20, initial_score=0.5)),
+    "boosted trees": (families.fit_here, XGBoost(num_rounds=20)),
+    "boosted trees from a half": (families.fit_here, XGBoost(num_rounds=20, initial_score=0.5)),
     "net": (build_net, TorchMLP(hidden_sizes=(16, 8), dropout=0.2)),
     "user's net": (build_net, TorchModule(module="reservoir_nets:Wide")),
     "ridge": (scikit.fit_here, Ridge()),
     "tree of numbers": (scikit.fit_here, DecisionTree(criterion="squared_error")),
     "forest of numbers": (scikit.fit_here, RandomForest(num_trees=20, criterion="squared_error")),
-    "boosted trees of means": (fit_boosted, XGBoost(num_rounds=20, loss="squared_error")),
-    "boosted trees of medians": (fit_boosted, XGBoost(num_rounds=20, loss="absolute_error")),
+    "boosted trees of means": (families.fit_here, XGBoost(num_rounds=20, loss="squared_error")),
+    "boosted trees of medians": (families.fit_here, XGBoost(num_rounds=20, loss="absolute_error")),
     "boosted trees from ten": (
-        fit_boosted,
+        families.fit_here,
         XGBoost(num_rounds=20, loss="squared_error", initial_score=10),
+    ),
+    "leaf-wise trees": (families.fit_here, LightGBM(num_rounds=20)),
+    "leaf-wise trees of means": (
+        families.fit_here,
+        LightGBM(num_rounds=20, loss="squared_error"),
+    ),
+    "leaf-wise trees of medians": (
+        families.fit_here,
+        LightGBM(num_rounds=20, loss="absolute_error"),
     ),
     "net of numbers": (build_net, TorchMLP(hidden_sizes=(16, 8), loss="squared_error")),
 }
@@ -199,7 +198,7 @@ class TestFolder:
     def test_it_holds_no_pickle(self, written):
         for file in written.rglob("*"):
             if file.is_file():
-                assert file.suffix in {".onnx", ".json", ".safetensors", ".ubj"}
+                assert file.suffix in {".onnx", ".json", ".safetensors", ".ubj", ".txt"}
                 # Protocol 2 and later begin so; a zip may hold one, and torch's does.
                 assert not file.read_bytes().startswith((b"\x80", b"PK"))
 

@@ -10,8 +10,11 @@ from penstock.errors import DeclarationError, TrainingDataError
 from penstock.features.distributed_join import run_here
 from penstock.training.cross_validation import each_fold, evaluate_folds
 from penstock.training.declarations import (
+    BoostingStop,
+    Bootstrap,
     DecisionTree,
     GatePolicy,
+    LightGBM,
     LogisticRegression,
     LogLoss,
     Model,
@@ -20,7 +23,8 @@ from penstock.training.declarations import (
     TorchMLP,
     XGBoost,
 )
-from penstock.training.estimators import xgboost_trees
+from penstock.training.estimators import families, xgboost_trees
+from penstock.training.estimators.base import FitJob
 from penstock.training.metrics import evaluate
 from penstock.training.validation import Examples
 
@@ -37,6 +41,7 @@ FOLDS = tuple(
     )
     for n in range(3)
 )
+JOB = FitJob(name="fit", checkpoints=None)
 MODEL = Model(
     name="spills",
     label_table="reservoir.readings",
@@ -71,7 +76,7 @@ def frame():
 
 
 def scored(frame, config=None, model=MODEL, **more):
-    arguments = {"event_time": "at", "feature_names": FEATURES, "folds": FOLDS} | more
+    arguments = {"event_time": "at", "feature_names": FEATURES, "folds": FOLDS, "job": JOB} | more
     return evaluate_folds(frame, model, config or LogisticRegression(), **arguments)
 
 
@@ -111,6 +116,21 @@ class TestResults:
         np.testing.assert_array_equal(before.scores, after.scores)
         assert before.metrics != after.metrics
 
+    def test_the_interval_is_that_of_the_mean_over_folds_of_their_own_resamples(self, frame):
+        found = scored(frame, bootstrap=Bootstrap(num_resamples=200))
+        low, high = found.interval("roc_auc", level=0.9)
+        assert low < found.mean("roc_auc") < high
+        alone = scored(frame, folds=FOLDS[:1], bootstrap=Bootstrap(num_resamples=200))
+        first = alone.interval("roc_auc", level=0.9)
+        assert high - low < first[1] - first[0], "three tests say more than one"
+        assert scored(frame).folds[0].resampled == {}
+
+    def test_what_is_held_out_to_stop_early_is_the_newest_whatever_the_order_of_rows(self, frame):
+        config = XGBoost(num_rounds=30, early_stopping=BoostingStop(patience=2))
+        mixed, ordered = scored(frame, config), scored(frame.sort("at"), config)
+        for one, other in zip(mixed.folds, ordered.folds, strict=True):
+            assert one.metrics == pytest.approx(other.metrics)
+
     def test_a_baseline_is_measured_on_the_same_rows(self, frame):
         from penstock.training.declarations import MeanAbsoluteError, Ridge
 
@@ -145,6 +165,7 @@ class TestCourse:
             event_time="at",
             feature_names=FEATURES,
             folds=FOLDS,
+            job=JOB,
             run=run,
         )
         assert next(results).number == 1
@@ -161,10 +182,11 @@ class TestCourse:
         with pytest.raises(TrainingDataError, match="training split has no rows"):
             scored(frame, folds=(late,))
 
-    def test_what_only_ray_train_can_fit_asks_for_a_place_for_its_checkpoints(self, frame):
-        for config in (TorchMLP(), XGBoost(num_workers=2), XGBoost(use_gpu=True)):
-            with pytest.raises(DeclarationError, match="only Ray Train can fit"):
-                scored(frame, config)
+    def test_only_several_workers_or_a_gpu_take_ray_train(self):
+        alone = [LogisticRegression(num_cpus=2), XGBoost(), LightGBM(), TorchMLP()]
+        assert [families.cpus_of_one_task(config) for config in alone] == [2, 1, 1, 1]
+        for config in (TorchMLP(num_workers=2), XGBoost(num_workers=2), LightGBM(use_gpu=True)):
+            assert families.cpus_of_one_task(config) is None
 
 
 class TestOneTask:
@@ -172,7 +194,7 @@ class TestOneTask:
         config = XGBoost(num_rounds=5, max_depth=2)
         assert scored(frame, config).mean("roc_auc") > 0.7
         features = frame.select(FEATURES).to_numpy().astype(np.float32)
-        fitted = xgboost_trees.fit_here(config, features, frame["spilled"].to_numpy())
+        fitted = xgboost_trees.fit_here(config, features, frame["spilled"].to_numpy(), JOB)
         losses = [epoch["train_loss"] for epoch in fitted.history]
         assert len(losses) == 5
         assert losses == sorted(losses, reverse=True)

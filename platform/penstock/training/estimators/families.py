@@ -14,7 +14,7 @@ from penstock.training.declarations import (
     TorchModule,
     XGBoost,
 )
-from penstock.training.estimator_base import OneTaskEstimator
+from penstock.training.estimator_base import DistributedEstimator, OneTaskEstimator
 from penstock.training.estimators.base import FitJob, Fitted, Labels, NativeModel, Scaled
 
 
@@ -51,18 +51,14 @@ def cpus_of_one_task(config: Estimator) -> int | None:
     match config:
         case OneTaskEstimator():
             return config.num_cpus
-        case XGBoost() | LightGBM() if config.num_workers == 1 and not config.use_gpu:
+        case DistributedEstimator() if config.num_workers == 1 and not config.use_gpu:
             return config.num_cpus_per_worker
         case _:
             return None
 
 
-def fit_here(
-    config: Estimator, scaled: Scaled, labels: Labels, job: FitJob | None = None
-) -> Fitted:
+def fit_here(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
     """Fit in this process what one task can fit, as `fit` would, without its checkpoints.
-
-    Early stopping looks at the label's delay where a job tells it.
 
     Raises:
         DeclarationError: only Ray Train's workers can fit it.
@@ -80,6 +76,10 @@ def fit_here(
             from penstock.training.estimators import lightgbm_trees
 
             return lightgbm_trees.fit_here(config, scaled, labels, job)
+        case TorchMLP() | TorchModule() if cpus_of_one_task(config) is not None:
+            from penstock.training.estimators import torch_nets
+
+            return torch_nets.fit_here(config, scaled, labels, job)
         case _:
             raise DeclarationError(
                 f"{type(config).__name__} cannot be fitted by one task",

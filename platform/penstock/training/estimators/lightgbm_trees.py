@@ -41,19 +41,32 @@ def fit(config: LightGBM, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted
 
 def fit_here(config: LightGBM, scaled: Scaled, labels: Labels, job: FitJob | None = None) -> Fitted:
     """Fit in this process, to the same trees as one worker of Ray Train."""
-    state = boosting.fit_in_process(
-        config, partial(_LightGBM, config, network={}), scaled, labels, job
-    )
-    return _fitted(config, state, num_features=scaled.shape[1])
+    return _fitted(config, _boosted(config, scaled, labels, job), num_features=scaled.shape[1])
+
+
+def fit_native(config: LightGBM, scaled: Scaled, labels: Labels, job: FitJob) -> "LeafwiseTrees":
+    """Fit in this process to the trees alone: whoever only wants scores pays for no graph."""
+    return _native(config, _boosted(config, scaled, labels, job))
+
+
+def _boosted(
+    config: LightGBM, scaled: Scaled, labels: Labels, job: FitJob | None
+) -> boosting.State:
+    library = partial(_LightGBM, config, network={})
+    return boosting.fit_in_process(config, library, scaled, labels, job)
+
+
+def _native(config: LightGBM, state: boosting.State) -> "LeafwiseTrees":
+    grown = lightgbm.Booster(model_str=(state.model or b"").decode())
+    kept = grown.model_to_string(num_iteration=boosting.best_round(config, state.history))
+    return LeafwiseTrees(booster=lightgbm.Booster(model_str=with_float32_thresholds(kept)))
 
 
 def _fitted(config: LightGBM, state: boosting.State, *, num_features: int) -> Fitted:
-    grown = lightgbm.Booster(model_str=(state.model or b"").decode())
-    kept = grown.model_to_string(num_iteration=boosting.best_round(config, state.history))
-    booster = lightgbm.Booster(model_str=with_float32_thresholds(kept))
+    native = _native(config, state)
     return Fitted(
-        native=LeafwiseTrees(booster=booster),
-        onnx=export(booster, config.task, num_features=num_features),
+        native=native,
+        onnx=export(native.booster, config.task, num_features=num_features),
         history=state.history,
         facts=boosting.facts(config, state.history),
     )
@@ -187,6 +200,10 @@ def export(booster: lightgbm.Booster, task: Task, *, num_features: int) -> bytes
         target_opset=_OPSET,
         zipmap=False,
     )
+    for opset in model.opset_import:
+        # It notes the oldest opset that its few nodes stand in, which all later ones hold too.
+        if opset.domain == "":
+            opset.version = _OPSET
     graph: bytes = only_score(model, task, opset_of_added_nodes=_OPSET).SerializeToString()
     return graph
 

@@ -72,6 +72,17 @@ def fit_here(config: TorchConfig, scaled: Scaled, labels: Labels, job: FitJob) -
         DeclarationError: the module cannot be imported, or does not fit.
         TrainingDataError: the rows cannot be trained on, or the loss was not finite.
     """
+    return _fitted(config, scaled, labels, _trained_here(config, scaled, labels, job))
+
+
+def fit_native(config: TorchConfig, scaled: Scaled, labels: Labels, job: FitJob) -> TorchNet:
+    """Fit as `fit_here` does, to the net alone: whoever only wants scores pays for no graph."""
+    return _native(config, scaled, labels, _trained_here(config, scaled, labels, job))
+
+
+def _trained_here(
+    config: TorchConfig, scaled: Scaled, labels: Labels, job: FitJob
+) -> dict[str, Any]:
     extend_path(job.import_folders)
     num_threads = torch.get_num_threads()
     try:
@@ -88,7 +99,7 @@ def fit_here(config: TorchConfig, scaled: Scaled, labels: Labels, job: FitJob) -
     finally:
         torch.set_num_threads(num_threads)
     refuse_divergence(returned, kept_in=None)
-    return _fitted(config, scaled, labels, returned)
+    return returned
 
 
 def standardised(config: TorchConfig, labels: Labels) -> npt.NDArray[np.float64]:
@@ -230,17 +241,21 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(mode=before)
 
 
-def _fitted(
+def _native(
     config: TorchConfig, scaled: Scaled, labels: Labels, returned: Mapping[str, Any]
-) -> Fitted:
+) -> TorchNet:
     center, spread = standard(config, labels)
     num_features = scaled.shape[1]
     net = build(config, num_features=num_features)
     weights = {name: torch.from_numpy(value.copy()) for name, value in returned["weights"].items()}
     net.load_state_dict(weights)
-    native = TorchNet(
-        net=net, config=config, num_features=num_features, center=center, spread=spread
-    )
+    return TorchNet(net=net, config=config, num_features=num_features, center=center, spread=spread)
+
+
+def _fitted(
+    config: TorchConfig, scaled: Scaled, labels: Labels, returned: Mapping[str, Any]
+) -> Fitted:
+    native = _native(config, scaled, labels, returned)
     return Fitted(
         native=native,
         onnx=export(native),

@@ -38,18 +38,29 @@ def fit(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
 
 def fit_here(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob | None = None) -> Fitted:
     """Fit in this process, to the same trees as one worker of Ray Train."""
-    state = boosting.fit_in_process(
-        config, partial(_XGBoost, config, use_gpu=False), scaled, labels, job
-    )
-    return _fitted(config, state, num_features=scaled.shape[1])
+    return _fitted(config, _boosted(config, scaled, labels, job), num_features=scaled.shape[1])
+
+
+def fit_native(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob) -> "BoostedTrees":
+    """Fit in this process to the trees alone: whoever only wants scores pays for no graph."""
+    return _native(config, _boosted(config, scaled, labels, job))
+
+
+def _boosted(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob | None) -> boosting.State:
+    library = partial(_XGBoost, config, use_gpu=False)
+    return boosting.fit_in_process(config, library, scaled, labels, job)
+
+
+def _native(config: XGBoost, state: boosting.State) -> "BoostedTrees":
+    grown = xgboost.Booster(model_file=bytearray(state.model or b""))
+    return BoostedTrees(booster=grown[: boosting.best_round(config, state.history)])
 
 
 def _fitted(config: XGBoost, state: boosting.State, *, num_features: int) -> Fitted:
-    grown = xgboost.Booster(model_file=bytearray(state.model or b""))
-    booster = grown[: boosting.best_round(config, state.history)]
+    native = _native(config, state)
     return Fitted(
-        native=BoostedTrees(booster=booster),
-        onnx=export(booster, config.task, num_features=num_features),
+        native=native,
+        onnx=export(native.booster, config.task, num_features=num_features),
         history=state.history,
         facts=boosting.facts(config, state.history),
     )

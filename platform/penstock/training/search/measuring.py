@@ -5,7 +5,7 @@ The folds are cut and prepared once for the whole search; a task takes arrays an
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from penstock.training.declarations import (
     PreprocessingPolicy,
     TimeSplit,
 )
-from penstock.training.estimators.base import Labels, Scaled
+from penstock.training.estimators.base import FitJob, Labels, Scaled
 from penstock.training.metrics import evaluate
 from penstock.training.search.native_fits import fit_native
 from penstock.training.validation import DAY_COLUMN, Examples, split, to_examples
@@ -32,6 +32,8 @@ class PreparedFold:
     train: Scaled
     """[n, P], filled and scaled by what the training rows say."""
     train_labels: Labels
+    job: FitJob
+    """When the training rows' events were, for early stopping."""
     test: Scaled
     test_rows: Examples
     """Their labels, and what the metrics look at beside them; no features."""
@@ -56,6 +58,7 @@ def prepare(
     *,
     event_time: str,
     feature_names: tuple[str, ...],
+    job: FitJob,
 ) -> PreparedFold:
     """Cut a fold out of the frame and prepare its features.
 
@@ -79,6 +82,11 @@ def prepare(
     return PreparedFold(
         train=scaling.apply(train.features),
         train_labels=train.labels,
+        job=replace(
+            job,
+            event_times=train.frame[event_time].dt.replace_time_zone(None).to_numpy(),
+            label_delay=fold.label_delay,
+        ),
         test=scaling.apply(test.features),
         test_rows=Examples(
             features=np.empty((test.num_rows, 0)),
@@ -112,7 +120,7 @@ def measure(
         names = tuple(f"column_{place}" for place in range(train.shape[1]))
         again = preprocessing.fit(train.astype(np.float64), feature_names=names, policy=policy)
         train, test = again.apply(train.astype(np.float64)), again.apply(test.astype(np.float64))
-    native = fit_native(config, train, fold.train_labels)
+    native = fit_native(config, train, fold.train_labels, fold.job)
     fit_s = time.monotonic() - started_s
     scores = native.predict(test)
     return Measurement(

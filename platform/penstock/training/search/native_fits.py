@@ -9,13 +9,16 @@ from penstock.errors import DeclarationError
 from penstock.training.declarations import (
     DecisionTree,
     Estimator,
+    LightGBM,
     LogisticRegression,
     RandomForest,
     Ridge,
+    TorchMLP,
+    TorchModule,
     XGBoost,
 )
 from penstock.training.estimator_base import DistributedEstimator, OneTaskEstimator
-from penstock.training.estimators.base import Labels, NativeModel, Scaled
+from penstock.training.estimators.base import FitJob, Labels, NativeModel, Scaled
 from penstock.training.search_declarations import with_values
 
 
@@ -34,8 +37,14 @@ def num_cpus(config: Estimator) -> int:
     return config.num_cpus_per_worker
 
 
-def fit_native(config: Estimator, scaled: Scaled, labels: Labels) -> NativeModel:
+def fit_native(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> NativeModel:
     """Fit in this process.
+
+    Args:
+        config: the estimator.
+        scaled: float32 [n, F], filled and scaled.
+        labels: [n].
+        job: when the rows' events were, and where a user's own module is imported from.
 
     Raises:
         DeclarationError: one process cannot fit it.
@@ -45,17 +54,18 @@ def fit_native(config: Estimator, scaled: Scaled, labels: Labels) -> NativeModel
             from penstock.training.estimators import scikit
 
             return scikit.fit_native(config, scaled, labels)
-        case XGBoost() if config.num_workers == 1:
-            import xgboost
-
+        case XGBoost():
             from penstock.training.estimators import xgboost_trees
 
-            booster = xgboost.train(
-                xgboost_trees.parameters(config, use_gpu=False),
-                xgboost.DMatrix(scaled, label=labels),
-                num_boost_round=config.num_rounds,
-            )
-            return xgboost_trees.BoostedTrees(booster=booster)
+            return xgboost_trees.fit_native(config, scaled, labels, job)
+        case LightGBM():
+            from penstock.training.estimators import lightgbm_trees
+
+            return lightgbm_trees.fit_native(config, scaled, labels, job)
+        case TorchMLP() | TorchModule():
+            from penstock.training.estimators import torch_nets
+
+            return torch_nets.fit_native(config, scaled, labels, job)
         case _:
             raise DeclarationError(
                 f"{type(config).__name__} cannot be fitted by one task",

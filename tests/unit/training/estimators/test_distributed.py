@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import ray
 
-from penstock.training.declarations import TorchMLP, XGBoost
-from penstock.training.estimators import distributed, torch_nets, xgboost_trees
+from penstock.training.declarations import LightGBM, TorchMLP, XGBoost
+from penstock.training.estimators import distributed, lightgbm_trees, torch_nets, xgboost_trees
 from penstock.training.estimators.base import FitJob
 
 pytestmark = pytest.mark.ray
@@ -23,7 +23,7 @@ def rows(synthetic):
 @pytest.fixture
 def unexported(monkeypatch):
     """Leaves the graphs out, which take as long as all epochs; test_bundle.py is about them."""
-    for family in (torch_nets, xgboost_trees):
+    for family in (torch_nets, xgboost_trees, lightgbm_trees):
         monkeypatch.setattr(family, "export", lambda *_, **__: b"")
 
 
@@ -53,21 +53,23 @@ def test_gpus_are_asked_for_as_declared_or_taken_where_there_are_enough(
     assert distributed.run(trainer, print, config, nothing, nothing, job, extra={})["fitted"]
 
 
+@pytest.mark.parametrize(("kind", "trees"), [(XGBoost, xgboost_trees), (LightGBM, lightgbm_trees)])
 def test_trees_go_on_from_the_last_checkpoint_on_however_many_workers(
-    connected, rows, job, unexported
+    connected, rows, job, unexported, kind, trees
 ):
     scaled, labels = rows
-    half = XGBoost(num_workers=2, num_rounds=25)
-    first = xgboost_trees.fit(half, scaled, labels, job)
+    half = kind(num_workers=2, num_rounds=25)
+    first = trees.fit(half, scaled, labels, job)
     # Each worker is a process to start, which takes longer than its rounds: once is enough.
     whole = half.model_copy(update={"num_rounds": 40, "num_workers": 1})
-    second = xgboost_trees.fit(whole, scaled, labels, job)
+    second = trees.fit(whole, scaled, labels, job)
     losses = [epoch["train_loss"] for epoch in second.history]
     assert len(losses) == 40
     # The first half was not fitted again: it is the very history of the first fit.
     assert second.history[:25] == first.history
     assert losses[-1] < losses[24] < losses[0]
-    assert second.native.booster.num_boosted_rounds() == 40
+    grown = second.native.booster
+    assert (grown.num_boosted_rounds() if kind is XGBoost else grown.num_trees()) == 40
 
 
 def test_a_net_of_two_workers_takes_the_steps_of_one(connected, rows, job, unexported):

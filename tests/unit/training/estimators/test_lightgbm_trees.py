@@ -1,4 +1,4 @@
-"""LightGBM's trees: their graph says what they say, and their file runs no code."""
+"""LightGBM's trees are its own, but for thresholds that a graph can hold."""
 
 import lightgbm
 import numpy as np
@@ -10,43 +10,10 @@ from pydantic import ValidationError
 from penstock.scorer import load_scorer
 from penstock.training import bundle, preprocessing
 from penstock.training.declarations import LightGBM
-from penstock.training.estimators import families, lightgbm_trees
-
-NAMES = tuple(f"f{i}" for i in range(6))
+from penstock.training.estimators import lightgbm_trees
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        LightGBM(num_rounds=30, max_depth=4),
-        LightGBM(num_rounds=30, loss="squared_error"),
-        LightGBM(num_rounds=30, loss="absolute_error", subsample=0.5),
-    ],
-    ids=lambda config: config.loss,
-)
-def test_graph_and_native_weights_agree_on_rows_with_gaps(synthetic, tmp_path, config):
-    features, labels = synthetic
-    if config.task == "regression":
-        labels = np.nan_to_num(features[:, 0]) * 9 + 20
-    scaling = preprocessing.fit(features, feature_names=NAMES)
-    fitted = families.fit_here(config, scaling.apply(features), labels)
-    graph = bundle.assemble(scaling, fitted)
-    folder = tmp_path / "bundle"
-    bundle.write(
-        folder, preprocessing=scaling, fitted=fitted, graph=graph, signature={}, training={}
-    )
-    rows = features.copy()
-    rows[np.random.default_rng(1).random(rows.shape) < 0.3] = np.nan
-    rows = np.concatenate([features, rows])
-    native = bundle.load_native(folder)(rows)
-    assert np.ptp(native) > 0.1
-    assert np.abs(native - load_scorer(graph)(rows)).max() < 1e-5 * max(1, np.abs(native).max())
-    assert native.shape == (len(rows),)
-    assert bundle.load_native(folder)(rows[:0]).shape == (0,)
-    assert (folder / "native" / "model.txt").read_text().startswith("tree\nversion=")
-
-
-@given(st.floats(-2.0**127, 2.0**127), st.floats(-2.0**127, 2.0**127, width=32))
+@given(st.floats(-(2.0**127), 2.0**127), st.floats(-(2.0**127), 2.0**127, width=32))
 def test_a_threshold_rounded_down_sends_every_float32_the_way_it_went(threshold, value):
     rounded = lightgbm_trees._round_down(threshold)
     assert (value <= float(rounded)) is (value <= threshold)

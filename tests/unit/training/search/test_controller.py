@@ -1,5 +1,7 @@
 """A search from its first trial to its end, in this process."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -13,6 +15,7 @@ from penstock.training.declarations import (
     Search,
     XGBoost,
 )
+from penstock.training.estimators.base import FitJob
 from penstock.training.search.budget import Budget
 from penstock.training.search.controller import Controller, Plan, Watch, best
 from penstock.training.search.ledger import Ledger
@@ -41,6 +44,7 @@ def fold(seed):
     return PreparedFold(
         train=rows[:200],
         train_labels=labels[:200],
+        job=FitJob(name="trial", checkpoints=Path()),
         test=rows[200:],
         test_rows=Examples(features=np.empty((100, 0)), labels=labels[200:], frame=pl.DataFrame()),
     )
