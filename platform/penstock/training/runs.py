@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from penstock.errors import NotFoundError
 from penstock.records import Record
@@ -52,7 +53,7 @@ class Run(Counts):
     training_set_id: str
     table_versions: dict[str, int]
     metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = {}
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Of each metric, as the model's bootstrap finds them."""
     seed: int
     git_commit: str | None

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from penstock.errors import DeclarationError, TrainingDataError
+from penstock.errors import TrainingDataError
 from penstock.features.distributed_join import run_here
 from penstock.training.cross_validation import each_fold, evaluate_folds
 from penstock.training.declarations import (
@@ -126,7 +126,7 @@ class TestResults:
         assert scored(frame).folds[0].resampled == {}
 
     def test_what_is_held_out_to_stop_early_is_the_newest_whatever_the_order_of_rows(self, frame):
-        config = XGBoost(num_rounds=30, early_stopping=BoostingStop(patience=2))
+        config = XGBoost(num_rounds=30, early_stopping=BoostingStop(patience_rounds=2))
         mixed, ordered = scored(frame, config), scored(frame.sort("at"), config)
         for one, other in zip(mixed.folds, ordered.folds, strict=True):
             assert one.metrics == pytest.approx(other.metrics)
@@ -185,7 +185,7 @@ class TestCourse:
     def test_only_several_workers_or_a_gpu_take_ray_train(self):
         alone = [LogisticRegression(num_cpus=2), XGBoost(), LightGBM(), TorchMLP()]
         assert [families.cpus_of_one_task(config) for config in alone] == [2, 1, 1, 1]
-        for config in (TorchMLP(num_workers=2), XGBoost(num_workers=2), LightGBM(use_gpu=True)):
+        for config in (TorchMLP(num_workers=2), XGBoost(num_workers=2), XGBoost(use_gpu=True)):
             assert families.cpus_of_one_task(config) is None
 
 
