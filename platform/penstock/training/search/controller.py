@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from penstock.errors import PenstockError, TrainingDataError, UserError
 from penstock.training.declarations import Estimator
 from penstock.training.search.budget import Budget, as_duration
-from penstock.training.search.ledger import Begun, Closed, Ended, Ledger, Measured, Trial
+from penstock.training.search.ledger import Begun, Closed, Ended, Ledger, Measured, Outcome, Trial
 from penstock.training.search.measuring import Measurement
 from penstock.training.search.proposals import Space, propose
 from penstock.training.search.stopping import Rule, should_stop
@@ -200,8 +200,8 @@ class Controller:
                 next_step=cause.next_step or "narrow the search in model.py",
             )
 
-    def _end(self, trial: Trial, state: str, reason: str | None) -> None:
-        self._ledger.append(Ended(trial=trial.number, state=state, reason=reason))  # type: ignore[arg-type]  # one of its states
+    def _end(self, trial: Trial, state: Outcome, reason: str | None) -> None:
+        self._ledger.append(Ended(trial=trial.number, state=state, reason=reason))
         self._watch.ended(trial)
 
     def _check_found(self, reason: str) -> None:

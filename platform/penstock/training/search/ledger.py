@@ -22,6 +22,9 @@ State = Literal["running", "complete", "stopped", "failed"]
 """Under way; seen on every fold; given up before that for others that do better; refused."""
 
 
+Outcome = Literal["complete", "stopped", "failed"]
+
+
 class Opened(Record):
     """The first line: which search this is."""
 
@@ -58,7 +61,7 @@ class Ended(Record):
 
     event: Literal["ended"] = "ended"
     trial: int
-    state: Literal["complete", "stopped", "failed"]
+    state: Outcome
     reason: str | None = None
 
 

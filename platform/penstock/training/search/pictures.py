@@ -54,19 +54,19 @@ def _draw_history(tuning: Tuning, file: Path) -> None:
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     plot = figure.add_subplot()
-    for state, words, style in (
-        ("stopped", "given up early", {"marker": "x", "color": "0.6"}),
-        ("complete", "on every fold", {"marker": "o", "color": "C0"}),
+    for state, words, marker, color in (
+        ("stopped", "given up early", "x", "0.6"),
+        ("complete", "on every fold", "o", "C0"),
     ):
         chosen = [t for t in tuning.trials if t.state == state and t.value is not None]
         if chosen:
-            plot.scatter(
-                [t.number for t in chosen], [t.value for t in chosen], label=words, **style
-            )
+            numbers = [trial.number for trial in chosen]
+            reached = [trial.value or 0.0 for trial in chosen]
+            plot.scatter(numbers, reached, label=words, marker=marker, color=color)
     points = best_so_far(tuning)
-    numbers = [*(number for number, _ in points), len(tuning.trials) - 1]
+    ends = [*(number for number, _ in points), len(tuning.trials) - 1]
     values = [*(value for _, value in points), points[-1][1]]
-    plot.step(numbers, values, where="post", color="C1", label="best so far")
+    plot.step(ends, values, where="post", color="C1", label="best so far")
     plot.set(
         title=f"{tuning.model}: {len(tuning.trials)} trials",
         xlabel="trial",
@@ -86,13 +86,13 @@ def _draw_parallel(tuning: Tuning, axes: Sequence[Axis], file: Path) -> None:
     norm = Normalize(low, high)
     # The best ones last, so that they lie on top.
     for trial in _by_value(tuning):
-        places = [*(place_on(axis, trial) for axis in axes), norm(trial.value)]
+        places = [*(place_on(axis, trial) for axis in axes), norm(trial.value or 0.0)]
         known = [(x, y) for x, y in enumerate(places) if y is not None]
         is_best = trial.number == tuning.best
         plot.plot(
             [x for x, _ in known],
             [y for _, y in known],
-            color=shades(norm(trial.value)) if trial.state == "complete" else _STOPPED,
+            color=shades(norm(trial.value or 0.0)) if trial.state == "complete" else _STOPPED,
             linewidth=3.0 if is_best else 1.0,
             alpha=1.0 if is_best else 0.7,
         )

@@ -1,0 +1,46 @@
+"""What a search is asked for, before anything heavy is loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from penstock.errors import UserError
+from penstock.training.declarations import Model, Search
+from penstock.training.search.budget import Budget
+from penstock.training.search.stopping import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a search is asked for."""
+
+    searches: Mapping[str, Search]
+    """By estimator of the model, what is tried."""
+    budget: Budget
+    rule: Rule = "asha"
+    num_folds: int = 4
+    seed: int = 0
+    num_parallel: int | None = None
+    """Trials at a time; None: as many as there are cores."""
+
+    def __post_init__(self) -> None:
+        if self.num_folds < 1:
+            raise UserError(f"{self.num_folds} folds measure nothing", allowed="1 or more")
+
+
+def declared_search(model: Model, estimator: str | None) -> dict[str, Search]:
+    """Give the declared search of one estimator of the model.
+
+    Raises:
+        NotFoundError: the model has no such estimator.
+        UserError: nothing of it is declared to be searched.
+    """
+    name = estimator or model.default_estimator
+    model.estimator(name)
+    if name not in model.search:
+        declared = ", ".join(model.search)
+        raise UserError(
+            f"model.py of {model.use_case} declares nothing to search for {name!r}",
+            allowed=declared or 'search={"' + name + '": Search(...)} in the Model',
+            next_step="declare its ranges, or search families with --auto",
+        )
+    return {name: model.search[name]}
