@@ -157,6 +157,7 @@ class _Attempt:
         )
         self._step(2)
         self._tracked.log_history(folds.fitted.history)
+        self._tracked.log_params(folds.fitted.facts)
         metrics = evaluate(self._model.metrics, folds.test, folds.scores)
         baseline = {}
         if folds.guesses is not None:
@@ -272,12 +273,7 @@ class _Attempt:
             event_times=event_times,
             label_delay=self._model.split.label_delay,
         )
-        try:
-            return families.fit(self._config, scaled, labels, job)
-        except TrainingDataError:
-            # The same data ends the same way: nothing to go on from.
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        return families.fit(self._config, scaled, labels, job)
 
     def _provenance(self, frame: pl.DataFrame, scores: Scores) -> Provenance:
         settings, model = self._settings, self._model
