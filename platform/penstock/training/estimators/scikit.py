@@ -1,5 +1,6 @@
 """Estimators of scikit-learn: each fits as one Ray task, and is stored as arrays and JSON."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -18,6 +19,7 @@ from penstock.training.declarations import (
     Task,
 )
 from penstock.training.estimators.base import INPUT, Fitted, Labels, NativeModel, Scaled, Scores
+from penstock.training.estimators.class_weight import positive_weight
 
 ScikitConfig = LogisticRegression | Ridge | DecisionTree | RandomForest
 _OPSETS = {"": 18, "ai.onnx.ml": 3}
@@ -34,14 +36,14 @@ def fit(config: ScikitConfig, scaled: Scaled, labels: Labels) -> Fitted:
 
 def fit_here(config: ScikitConfig, scaled: Scaled, labels: Labels) -> Fitted:
     """Fit in this process; the estimator itself never leaves it, only arrays and a graph do."""
-    estimator = _build(config).fit(scaled, labels)
+    estimator = _fit(config, scaled, labels)
     graph = _export(estimator, config.task, num_features=scaled.shape[1])
     return Fitted(native=_native(config, estimator), onnx=graph)
 
 
 def fit_native(config: ScikitConfig, scaled: Scaled, labels: Labels) -> NativeModel:
     """Fit in this process to arrays alone: whoever only wants scores pays for no graph."""
-    return _native(config, _build(config).fit(scaled, labels))
+    return _native(config, _fit(config, scaled, labels))
 
 
 def _native(config: ScikitConfig, estimator: Any) -> NativeModel:
@@ -63,7 +65,17 @@ def _native(config: ScikitConfig, estimator: Any) -> NativeModel:
             return Forest.from_trees([member.tree_ for member in estimator.estimators_])
 
 
-def _build(config: ScikitConfig) -> Any:
+def _fit(config: ScikitConfig, scaled: Scaled, labels: Labels) -> Any:
+    declared = None if isinstance(config, Ridge) else config.positive_weight
+    weight = positive_weight(declared, labels)
+    weights = None if weight is None else {0: 1.0, 1: weight}
+    return _build(config, weights).fit(scaled, labels)
+
+
+def _build(config: ScikitConfig, weights: Mapping[int, float] | None) -> Any:
+    """Give the estimator as yet unfitted; `weights` are those of two classes."""
+    # A regressor knows no such parameter.
+    weighted = {} if weights is None else {"class_weight": weights}
     match config:
         case LogisticRegression():
             from sklearn.linear_model import LogisticRegression as Linear
@@ -72,6 +84,7 @@ def _build(config: ScikitConfig) -> Any:
                 C=config.inverse_regularization,
                 max_iter=config.max_iterations,
                 random_state=config.seed,
+                **weighted,
             )
         case Ridge():
             from sklearn.linear_model import Ridge as LinearNumber
@@ -86,6 +99,7 @@ def _build(config: ScikitConfig) -> Any:
                 max_depth=config.max_depth,
                 min_samples_leaf=config.min_samples_leaf,
                 random_state=config.seed,
+                **weighted,
             )
         case RandomForest():
             from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -98,6 +112,7 @@ def _build(config: ScikitConfig) -> Any:
                 min_samples_leaf=config.min_samples_leaf,
                 random_state=config.seed,
                 n_jobs=config.num_cpus,
+                **weighted,
             )
 
 

@@ -82,6 +82,25 @@ class TestLinear:
         assert scores.tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("weight", [4.0, "balanced"])
+@pytest.mark.parametrize(
+    "config",
+    [LogisticRegression(inverse_regularization=1e6), DecisionTree(), RandomForest(num_trees=30)],
+    ids=lambda config: config.kind,
+)
+def test_a_positive_row_weighs_as_many_negative_ones_as_declared(rows, config, weight):
+    _, labels = rows
+    # Nothing to tell rows apart by: every score is the share of positives, by weight.
+    blank = np.zeros((len(labels), 2), dtype=np.float32)
+    weighed = config.model_copy(update={"positive_weight": weight})
+    positives = labels.sum() * (4.0 if weight == 4.0 else (labels == 0).sum() / labels.sum())
+    expected = positives / (positives + (labels == 0).sum())
+    score = scikit.fit_native(weighed, blank, labels).predict(blank[:1])
+    assert score[0] == pytest.approx(expected, abs=0.02)
+    plain = scikit.fit_native(config, blank, labels).predict(blank[:1])
+    assert plain[0] == pytest.approx(labels.mean(), abs=0.02)
+
+
 def test_the_same_seed_gives_the_same_forest(rows):
     scaled, labels = rows
     config = RandomForest(num_trees=5, seed=3)
