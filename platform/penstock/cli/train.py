@@ -9,6 +9,7 @@ from rich.console import Console
 
 from penstock.cli.output import JsonFlag, emit
 from penstock.cli.request_ids import RequestId
+from penstock.cli.training_tables import counts_text, interval_text, render_folds
 
 _UseCase = Annotated[str, typer.Argument(help="The use case, a folder of the feature repo.")]
 
@@ -22,8 +23,12 @@ def register(app: typer.Typer) -> None:
 def train(
     use_case: _UseCase,
     estimator: Annotated[
-        str | None,
-        typer.Option("--estimator", "-e", help="Its name in model.py; default: the model's own."),
+        list[str] | None,
+        typer.Option(
+            "--estimator",
+            "-e",
+            help="Its name in model.py, as often as there are; default: the model's own.",
+        ),
     ] = None,
     train_all: Annotated[
         bool, typer.Option("--all", help="Train every estimator of the model.")
@@ -31,10 +36,23 @@ def train(
     promote: Annotated[
         bool, typer.Option("--promote", help="Make the best of them champion, if the gate lets it.")
     ] = False,
+    folds: Annotated[
+        bool,
+        typer.Option(
+            "--folds", help="Measure on the model's folds instead: mean, deviation and interval."
+        ),
+    ] = False,
+    and_register: Annotated[
+        bool, typer.Option("--register", help="After --folds, train and register as well.")
+    ] = False,
     request_id: RequestId = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a model and register what comes out as a new version, the challenger.
+
+    Of several estimators each becomes a version; the best by the primary metric challenges.
+
+    With --folds nothing is registered unless --register or --promote asks for it.
 
     Exit code 3: a metric is too good to be true, so the future has leaked into the features; or
     the gate refuses what --promote asks for.
@@ -47,29 +65,38 @@ def train(
 
     if estimator and train_all:
         raise UserError("--estimator and --all were both given", allowed="one of them, or neither")
+    if and_register and not folds:
+        raise UserError("--register was given without --folds", next_step="leave it out")
     settings = load_settings()
     model = load_model(settings, use_case)
-    model.estimator(estimator)
     arguments = [use_case]
-    if estimator:
-        arguments += ["--estimator", estimator]
+    for name in estimator or []:
+        model.estimator(name)
+        arguments += ["--estimator", name]
     if train_all:
         arguments += ["--all"]
-    if promote:
-        arguments += ["--promote"]
-    arguments += hand_over(settings, take(settings))
+    code = hand_over(settings, take(settings))
+    steps = [("measure", [*arguments, *code])] if folds else []
+    if not folds or and_register or promote:
+        steps += [("train", [*arguments, *(["--promote"] if promote else []), *code])]
     metrics = [metric.name for metric in model.metrics]
+    result: dict[str, Any] = {}
 
-    def show(result: Mapping[str, Any]) -> None:
-        emit(result, as_json=as_json, render=lambda c: _render_trained(c, result, metrics))
+    def render(console: Console) -> None:
+        if "measured" in result:
+            render_folds(console, result)
+        if "trained" in result:
+            _render_trained(console, result, metrics)
 
     try:
-        result = run_job(settings, "train", arguments, request_id=request_id)
+        for script, told in steps:
+            result |= run_job(settings, script, told, request_id=request_id)
     except PenstockError as error:
-        if error.result:
-            show(error.result)
+        result |= error.result
+        if result:
+            emit(result, as_json=as_json, render=render)
         raise
-    show(result)
+    emit(result, as_json=as_json, render=render)
 
 
 def _render_trained(console: Console, result: Mapping[str, Any], metrics: list[str]) -> None:
@@ -79,17 +106,12 @@ def _render_trained(console: Console, result: Mapping[str, Any], metrics: list[s
     table = Table("", *(each["run"]["estimator"] for each in trained))
     table.add_row("version", *(str(each["version"]["version"]) for each in trained))
     for name in metrics:
-        table.add_row(name, *(f"{each['run']['metrics'][name]:.3f}" for each in trained))
+        table.add_row(name, *(_measured(each["run"], name) for each in trained))
     table.add_row("fit, s", *(f"{each['run']['fit_s']:.1f}" for each in trained))
     console.print(table)
     last = trained[-1]
     run = last["run"]
-    sides = []
-    for side in ("training", "test"):
-        positives = run[f"num_{side}_positives"]
-        rows = f"{run[f'num_{side}_rows']:,} {side} rows"
-        sides.append(rows if positives is None else f"{rows}, {positives:,} positive")
-    console.print("; ".join(sides), soft_wrap=True)
+    console.print(counts_text(run), soft_wrap=True)
     version = last["version"]["version"]
     is_champion = result.get("promoted") == version
     console.print(
@@ -98,6 +120,11 @@ def _render_trained(console: Console, result: Mapping[str, Any], metrics: list[s
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _measured(run: Mapping[str, Any], name: str) -> str:
+    interval = run.get("intervals", {}).get(name)
+    return f"{run['metrics'][name]:.3f}" + (f" ({interval_text(interval)})" if interval else "")
 
 
 def results(

@@ -1,8 +1,3 @@
-import importlib.util
-import sys
-from collections.abc import Callable
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -13,68 +8,6 @@ from penstock.cli.main import app
 from penstock.errors import TrainingDataError, UserError
 from penstock.settings import Settings
 from real_data import REPO_ROOT
-
-
-class Model(SimpleNamespace):
-    name = "spills"
-    estimators = ("forest", "net", "linear", "trees")
-
-    def rank(self, metrics: dict[str, float]) -> float:
-        return metrics["roc_auc"]
-
-
-class Run(SimpleNamespace):
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        return dict(self.__dict__)
-
-
-@pytest.fixture
-def train_all(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
-    """Run jobs/train.py --all: `net` can't be trained, `trees` can't be registered."""
-    handed: dict[str, Any] = {}
-
-    @contextmanager
-    def job(*_: Any, **__: Any):
-        yield SimpleNamespace(
-            settings=None, request_id="r", progress=lambda *_, **__: None, finish=handed.update
-        )
-
-    def train(_settings, _model, *, estimator: str, **_: Any) -> Run:
-        if estimator == "net":
-            raise TrainingDataError("the loss was not a finite number")
-        scores = {"forest": 0.9, "linear": 0.8, "trees": 0.7}
-        return Run(estimator=estimator, metrics={"roc_auc": scores[estimator]})
-
-    def register(_settings, run: Run) -> Run:
-        if run.estimator == "trees":
-            raise OSError("disk full")
-        return Run(of=run.estimator)
-
-    monkeypatch.setattr("penstock.cluster.job.job", job)
-    monkeypatch.setattr("penstock.training.declarations.load_model", lambda *_: Model())
-    monkeypatch.setattr("penstock.training.code_state.receive", lambda *_: None)
-    # In the place of whole modules: loading the real ones takes seconds.
-    for name, function in (("training.trainer", train), ("registry.registration", register)):
-        module = SimpleNamespace(**{function.__name__: function})
-        monkeypatch.setitem(sys.modules, f"penstock.{name}", module)
-    monkeypatch.setattr("sys.argv", ["train.py", "dam", "--all"])
-    spec = importlib.util.spec_from_file_location("train_job", REPO_ROOT / "jobs" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run() -> dict[str, Any]:
-        with pytest.raises(TrainingDataError, match="not a finite number"):
-            module.main()
-        return handed
-
-    return run
-
-
-def test_what_could_be_trained_is_registered_though_another_estimator_failed(train_all, capsys):
-    handed = train_all()
-    # The best one comes last: the last one registered is the challenger.
-    assert [each["version"]["of"] for each in handed["trained"]] == ["linear", "forest"]
-    assert "trees was not registered: disk full" in capsys.readouterr().out
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, tmp_path, *arguments: str) -> Result:
@@ -113,6 +46,48 @@ class TestTrain:
         done = invoke(monkeypatch, tmp_path, "train", "bike_demand", "-e", "ridge")
         assert done.exit_code == 0
         assert "1,777 training rows; 1,486 test rows\n" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("card_fraud", "-e", "mlp", "-e", "random_forst"), "did you mean 'random_forest'"),
+            (("card_frod",), "did you mean 'card_fraud'"),
+            (("card_fraud", "-e", "mlp", "--all"), "both given"),
+        ],
+    )
+    def test_what_does_not_exist_is_refused_before_a_job_starts(
+        self, monkeypatch, tmp_path, arguments, words
+    ):
+        monkeypatch.setattr("penstock.cluster.jobs.run_job", None)
+        done = invoke(monkeypatch, tmp_path, "train", *arguments)
+        assert done.exception.exit_code == 2
+        assert words in str(done.exception)
+
+    def test_several_estimators_go_to_one_job_and_stand_in_one_table(self, monkeypatch, tmp_path):
+        given: list[str] = []
+
+        def run_job(_settings, kind, arguments, **_: Any) -> dict[str, Any]:
+            given.extend(arguments)
+            metrics = dict.fromkeys(("mean_absolute_error", "root_mean_squared_error", "r2"), 0.5)
+            counts = {
+                f"num_{side}_{what}": None if what == "positives" else 7
+                for side in ("training", "test")
+                for what in ("rows", "positives")
+            }
+            shared = {"use_case": "bike_demand", "metrics": metrics, "fit_s": 2.0, **counts}
+            return {
+                "model": "bike_demand",
+                "trained": [
+                    {"run": {"estimator": name, **shared}, "version": {"version": number}}
+                    for number, name in ((3, "ridge"), (4, "mlp"))
+                ],
+            }
+
+        monkeypatch.setattr("penstock.cluster.jobs.run_job", run_job)
+        done = invoke(monkeypatch, tmp_path, "train", "bike_demand", "-e", "mlp", "-e", "ridge")
+        assert given[:5] == ["bike_demand", "--estimator", "mlp", "--estimator", "ridge"]
+        assert "ridge" in done.stdout
+        assert "version 4 is the challenger" in done.stdout
 
 
 class TestResults:

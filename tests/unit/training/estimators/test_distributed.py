@@ -53,7 +53,13 @@ def test_gpus_are_asked_for_as_declared_or_taken_where_there_are_enough(
     assert distributed.run(trainer, print, config, nothing, nothing, job, extra={})["fitted"]
 
 
-@pytest.mark.parametrize(("kind", "trees"), [(XGBoost, xgboost_trees), (LightGBM, lightgbm_trees)])
+@pytest.mark.parametrize(
+    ("kind", "trees"),
+    [
+        (XGBoost, xgboost_trees),
+        pytest.param(LightGBM, lightgbm_trees, marks=pytest.mark.slow),
+    ],
+)
 def test_trees_go_on_from_the_last_checkpoint_on_however_many_workers(
     connected, rows, job, unexported, kind, trees
 ):
