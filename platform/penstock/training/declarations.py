@@ -15,10 +15,12 @@ from penstock.records import Record
 from penstock.settings import Settings
 from penstock.training.estimator_declarations import BoostingStop as BoostingStop
 from penstock.training.estimator_declarations import DecisionTree as DecisionTree
+from penstock.training.estimator_declarations import Ensemble as Ensemble
 from penstock.training.estimator_declarations import Estimator as Estimator
 from penstock.training.estimator_declarations import LightGBM as LightGBM
 from penstock.training.estimator_declarations import LogisticRegression as LogisticRegression
 from penstock.training.estimator_declarations import Loss as Loss
+from penstock.training.estimator_declarations import Member as Member
 from penstock.training.estimator_declarations import RandomForest as RandomForest
 from penstock.training.estimator_declarations import Ridge as Ridge
 from penstock.training.estimator_declarations import TorchMLP as TorchMLP

@@ -1,49 +1,21 @@
 """How a use case declares what is fitted; the fits stand in estimators/."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from penstock.training.estimator_base import Loss as Loss
-from penstock.training.estimator_base import OneTaskEstimator
-from penstock.training.metric_declarations import Task
-from penstock.training.torch_declarations import TorchMLP as TorchMLP
-from penstock.training.torch_declarations import TorchModule as TorchModule
-from penstock.training.tree_declarations import BoostingStop as BoostingStop
-from penstock.training.tree_declarations import DecisionTree as DecisionTree
-from penstock.training.tree_declarations import LightGBM as LightGBM
-from penstock.training.tree_declarations import PositiveWeight
-from penstock.training.tree_declarations import RandomForest as RandomForest
-from penstock.training.tree_declarations import XGBoost as XGBoost
+from penstock.training.ensemble_declarations import Ensemble as Ensemble
+from penstock.training.ensemble_declarations import Member as Member
+from penstock.training.single_estimators import BoostingStop as BoostingStop
+from penstock.training.single_estimators import DecisionTree as DecisionTree
+from penstock.training.single_estimators import LightGBM as LightGBM
+from penstock.training.single_estimators import LogisticRegression as LogisticRegression
+from penstock.training.single_estimators import Loss as Loss
+from penstock.training.single_estimators import RandomForest as RandomForest
+from penstock.training.single_estimators import Ridge as Ridge
+from penstock.training.single_estimators import SingleEstimator as SingleEstimator
+from penstock.training.single_estimators import TorchMLP as TorchMLP
+from penstock.training.single_estimators import TorchModule as TorchModule
+from penstock.training.single_estimators import XGBoost as XGBoost
 
-
-class LogisticRegression(OneTaskEstimator):
-    """scikit-learn's, with its defaults: two classes."""
-
-    task: ClassVar[Task] = "binary"
-    kind: Literal["logistic_regression"] = "logistic_regression"
-    inverse_regularization: float = Field(default=1.0, gt=0)
-    max_iterations: int = Field(default=100, ge=1)
-    positive_weight: PositiveWeight = None
-
-
-class Ridge(OneTaskEstimator):
-    """scikit-learn's linear regression with a squared penalty on the weights: a number."""
-
-    task: ClassVar[Task] = "regression"
-    kind: Literal["ridge"] = "ridge"
-    penalty: float = Field(default=1.0, ge=0)
-    """0: ordinary least squares."""
-
-
-Estimator = Annotated[
-    LogisticRegression
-    | Ridge
-    | DecisionTree
-    | RandomForest
-    | XGBoost
-    | LightGBM
-    | TorchMLP
-    | TorchModule,
-    Field(discriminator="kind"),
-]
+Estimator = Annotated[SingleEstimator | Ensemble, Field(discriminator="kind")]

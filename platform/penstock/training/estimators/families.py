@@ -5,6 +5,7 @@ from pathlib import Path
 from penstock.errors import DeclarationError, IntegrityError
 from penstock.training.declarations import (
     DecisionTree,
+    Ensemble,
     Estimator,
     LightGBM,
     LogisticRegression,
@@ -44,6 +45,10 @@ def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitte
             from penstock.training.estimators import torch_nets
 
             return torch_nets.fit(config, scaled, labels, job)
+        case Ensemble():
+            from penstock.training.estimators import ensemble
+
+            return ensemble.fit(config, scaled, labels, job)
 
 
 def cpus_of_one_task(config: Estimator) -> int | None:
@@ -114,8 +119,12 @@ def load(family: str, folder: Path) -> NativeModel:
             from penstock.training.estimators.torch_export import TorchNet
 
             return TorchNet.load(folder)
+        case "ensemble":
+            from penstock.training.estimators.ensemble import Together
+
+            return Together.load(folder)
     raise IntegrityError(
         f"{folder} holds a model of the unknown family {family!r}",
-        allowed="linear, forest, xgboost, lightgbm or torch",
+        allowed="linear, forest, xgboost, lightgbm, torch or ensemble",
         next_step="read it with the version of Penstock that wrote it",
     )

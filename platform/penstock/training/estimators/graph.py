@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from penstock.training.declarations import Task
 from penstock.training.estimators.base import INPUT, OUTPUT
@@ -16,6 +16,7 @@ FEATURES = "features"
 """The whole graph's input: float64 [n, F], NaN is missing."""
 _BATCH = "n"
 _MAIN_DOMAIN = ("", "ai.onnx")
+_ML_DOMAIN = "ai.onnx.ml"
 
 
 def only_score(model: onnx.ModelProto, task: Task, *, opset_of_added_nodes: int) -> onnx.ModelProto:
@@ -78,6 +79,66 @@ def assemble(preprocessing: Preprocessing, estimator: bytes) -> bytes:
     onnx.checker.check_model(merged)
     serialised: bytes = merged.SerializeToString()
     return serialised
+
+
+def weighted_mean(members: Sequence[tuple[float, bytes]], *, num_columns: int) -> bytes:
+    """Give the graph of the weighted mean of graphs that `assemble` gave.
+
+    Args:
+        members: each one's share and its graph, of float64 [n, num_columns].
+        num_columns: the width of the one input.
+
+    Returns:
+        An estimator's own graph: `INPUT` float32 [n, num_columns] in, `OUTPUT` float32 [n] out.
+    """
+    graphs = [onnx.load_from_string(graph) for _, graph in members]
+    # Graphs share one version of each set of operators: the newest that any of them is written in.
+    opset = max(_opset(graph, "") for graph in graphs)
+    graphs = [_raised(graph, opset) for graph in graphs]
+    ml_opset = max(_opset(graph, _ML_DOMAIN) for graph in graphs)
+    nodes = [helper.make_node("Cast", [INPUT], [FEATURES], to=TensorProto.DOUBLE)]
+    constants, terms, functions = [], [], []
+    for place, ((share, _), graph) in enumerate(zip(members, graphs, strict=True)):
+        own = compose.add_prefix(graph, f"member_{place}_", rename_inputs=False)
+        nodes.extend(own.graph.node)
+        constants.extend(own.graph.initializer)
+        functions.extend(own.functions)
+        weight = numpy_helper.from_array(np.float32(share), f"share_{place}")
+        constants.append(weight)
+        terms.append(f"term_{place}")
+        score = f"member_{place}_{OUTPUT}"
+        nodes.append(helper.make_node("Mul", [score, weight.name], [terms[-1]]))
+    nodes.append(helper.make_node("Sum", terms, [OUTPUT]))
+    whole = helper.make_graph(
+        nodes,
+        "ensemble",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [_BATCH, num_columns])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [_BATCH])],
+        constants,
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    if ml_opset:
+        opsets.append(helper.make_opsetid(_ML_DOMAIN, ml_opset))
+    model = helper.make_model(
+        whole,
+        opset_imports=opsets,
+        functions=functions,
+        ir_version=max(graph.ir_version for graph in graphs),
+    )
+    serialised: bytes = drop_unused(model).SerializeToString()
+    return serialised
+
+
+def _opset(graph: onnx.ModelProto, domain: str) -> int:
+    same = _MAIN_DOMAIN if domain == "" else (domain,)
+    return max((o.version for o in graph.opset_import if o.domain in same), default=0)
+
+
+def _raised(graph: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Write the graph in a newer opset; operators of other domains stay as they are."""
+    if _opset(graph, "") == opset:
+        return graph
+    return version_converter.convert_version(graph, opset)
 
 
 def _preprocessing_graph(
