@@ -11,6 +11,7 @@ from penstock.training.declarations import (
     GatePolicy,
     Ints,
     LeakAlarm,
+    LightGBM,
     LogisticRegression,
     LogLoss,
     Model,
@@ -51,6 +52,9 @@ model = Model(
         # The published numbers come from an XGBoost that started from 0.5 and tried every
         # threshold; both defaults have changed since.
         "xgboost": XGBoost(initial_score=0.5, max_bins=4096),
+        # Slower and with heavier leaves than its defaults, which one fraud in a hundred rows leads
+        # astray; chosen on the two weeks before the test.
+        "lightgbm": LightGBM(learning_rate=0.05, min_child_weight=1.0),
         "mlp": TorchMLP(hidden_sizes=(64, 64), num_epochs=15, batch_size=256, learning_rate=2e-3),
     },
     default_estimator="xgboost",
