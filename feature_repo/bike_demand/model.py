@@ -5,16 +5,19 @@ from datetime import datetime
 from bike_demand.feature_tables import LABEL_DELAY
 from penstock.training.declarations import (
     R2,
+    Bootstrap,
     GatePolicy,
     LeakAlarm,
     MeanAbsoluteError,
     MetricBound,
     Model,
+    PrequentialFolds,
     PublishedResult,
     RandomForest,
     Ridge,
     RollingTimeSplit,
     RootMeanSquaredError,
+    TimeSplit,
     TorchMLP,
     XGBoost,
 )
@@ -34,6 +37,19 @@ model = Model(
         refit_every="month",
         label_delay=LABEL_DELAY,
     ),
+    # Eight weeks train and the next four test, four times over.
+    validation=PrequentialFolds(
+        first=TimeSplit(
+            train_start=datetime(2016, 4, 1),
+            train_end=datetime(2016, 5, 27) - LABEL_DELAY,
+            test_start=datetime(2016, 5, 27),
+            test_end=datetime(2016, 6, 24),
+            label_delay=LABEL_DELAY,
+        ),
+        num_folds=4,
+    ),
+    # Readings of one day err together.
+    bootstrap=Bootstrap(unit="day"),
     estimators={
         "ridge": Ridge(),
         "random_forest": RandomForest(

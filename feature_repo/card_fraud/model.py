@@ -15,6 +15,7 @@ from penstock.training.declarations import (
     LogisticRegression,
     LogLoss,
     Model,
+    PrequentialFolds,
     PublishedResult,
     RandomForest,
     RocAuc,
@@ -32,19 +33,23 @@ def _published(estimator: str, *numbers: float) -> PublishedResult:
     return PublishedResult(estimator=estimator, metrics=dict(zip(names, numbers, strict=True)))
 
 
+WEEK = TimeSplit(
+    train_start=datetime(2018, 7, 25),
+    train_end=datetime(2018, 8, 1),
+    label_delay=timedelta(days=7),
+    test_start=datetime(2018, 8, 8),
+    test_end=datetime(2018, 8, 15),
+    drop_known_positive_groups="CUSTOMER_ID",
+)
+
 model = Model(
     name="card_fraud",
     label_table="card_fraud.transactions",
     label="TX_FRAUD",
     feature_service="card_fraud_v1",
-    split=TimeSplit(
-        train_start=datetime(2018, 7, 25),
-        train_end=datetime(2018, 8, 1),
-        label_delay=timedelta(days=7),
-        test_start=datetime(2018, 8, 8),
-        test_end=datetime(2018, 8, 15),
-        drop_known_positive_groups="CUSTOMER_ID",
-    ),
+    split=WEEK,
+    # The fourth published fold tests a week of September, which the data does not reach.
+    validation=PrequentialFolds(first=WEEK, num_folds=3),
     estimators={
         "logistic_regression": LogisticRegression(),
         "decision_tree": DecisionTree(max_depth=2),
@@ -90,4 +95,12 @@ model = Model(
         _published("mlp", 0.864, 0.653, 0.286),
     ),
     published_source="the Fraud Detection Handbook (Machine Learning Group, ULB)",
+    published_on_folds=(
+        _published("logistic_regression", 0.868, 0.623, 0.297),
+        _published("random_forest", 0.870, 0.678, 0.299),
+        _published("xgboost", 0.869, 0.687, 0.303),
+        _published("mlp", 0.876, 0.675, 0.303),
+    ),
+    published_on_folds_source="the same handbook, means over these folds and a fourth one, with "
+    "parameters that were tuned on earlier folds; ours are those of model.py",
 )

@@ -75,9 +75,10 @@ def train(
         arguments += ["--estimator", name]
     if train_all:
         arguments += ["--all"]
+    is_training = not folds or and_register or promote
     code = hand_over(settings, take(settings))
     steps = [("measure", [*arguments, *code])] if folds else []
-    if not folds or and_register or promote:
+    if is_training:
         steps += [("train", [*arguments, *(["--promote"] if promote else []), *code])]
     metrics = [metric.name for metric in model.metrics]
     result: dict[str, Any] = {}
@@ -139,31 +140,36 @@ def results(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show the newest run of each estimator beside the published numbers."""
+    """Show each estimator's newest run, and newest folds, beside the published numbers."""
     from penstock.errors import NotFoundError
     from penstock.files import write_whole
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
+    from penstock.training.fold_results import collect_folds, folds_to_markdown
     from penstock.training.results import collect, put_section, to_markdown
     from penstock.training.tracking import Tracking
 
     settings = load_settings()
     model = load_model(settings, use_case)
-    found = collect(model, Tracking.open(settings).finished_runs(model.name))
-    if not found:
+    runs = Tracking.open(settings).finished_runs(model.name)
+    found, on_folds = collect(model, runs), collect_folds(model, runs)
+    if not (found or on_folds):
         raise NotFoundError(
             f"no training of {model.name} has finished yet",
             next_step=f"penstock train {use_case} --all",
         )
-    page = to_markdown(model, found)
+    sections = [to_markdown(model, found)] if found else []
+    sections += [folds_to_markdown(model, on_folds)] if on_folds else []
     if out is not None:
-        others = out.read_text("utf-8") if out.is_file() else ""
-        write_whole(out, put_section(others, page).encode())
+        page = out.read_text("utf-8") if out.is_file() else ""
+        for section in sections:
+            page = put_section(page, section)
+        write_whole(out, page.encode())
 
     def render(console: Console) -> None:
         if out is None:
-            console.out(page, highlight=False)
+            console.out("\n".join(sections), highlight=False)
         else:
             console.print(f"written: {out}", highlight=False, soft_wrap=True)
 
-    emit(found, as_json=as_json, render=render)
+    emit([*found, *on_folds], as_json=as_json, render=render)

@@ -127,6 +127,7 @@ def each_fold(
     feature_names: tuple[str, ...],
     folds: Sequence[Fold],
     job: FitJob,
+    numbers: Sequence[int] | None = None,
     bootstrap: Bootstrap | None = None,
     run: RunTasks | None = None,
 ) -> Iterator[FoldResult]:
@@ -142,6 +143,7 @@ def each_fold(
         event_time: the column of event times.
         feature_names: the order of the features.
         folds: which rows train and which test.
+        numbers: the folds' own, where they are not all of them; None: from 1.
         job: where checkpoints go, and what a user's own module is imported from; each fold adds its
             number to the name.
         bootstrap: how each fold's test is drawn again for intervals; None: it is not.
@@ -157,7 +159,8 @@ def each_fold(
     run = run or runner(num_cpus=num_cpus or 1)
     # Once into the store, not once for each task.
     shared = _put(frame) if isinstance(run, RunOnRay) else frame
-    calls = [{"frame": shared, "number": n, "fold": f} for n, f in enumerate(folds, start=1)]
+    named = zip(numbers or range(1, len(folds) + 1), folds, strict=True)
+    calls = [{"frame": shared, "number": number, "fold": fold} for number, fold in named]
     evaluate_fold = partial(
         _evaluate,
         model=model,

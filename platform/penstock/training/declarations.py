@@ -152,6 +152,9 @@ class Model(Record):
     published: tuple[PublishedResult, ...] = ()
     published_source: str | None = None
     published_tolerance: float = 0.01
+    published_on_folds: tuple[PublishedResult, ...] = ()
+    """Means over folds, to stand beside those of `penstock train --folds`."""
+    published_on_folds_source: str | None = None
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -166,7 +169,7 @@ class Model(Record):
                 raise DeclarationError(str(unknown_name(f"metric of {self.name}", metric, names)))
         self.estimator(self.default_estimator)
         check_searches(self.search, self.estimators)
-        for result in self.published:
+        for result in (*self.published, *self.published_on_folds):
             self.estimator(result.estimator)
         return self
 

@@ -279,6 +279,29 @@ def delay_within(fold: Fold | Stretch) -> timedelta:
             return _NOTHING
 
 
+def in_words(fold: Fold | Stretch) -> str:
+    """Say which rows train and which test."""
+    match fold:
+        case TimeSplit():
+            trains = f"{_day(fold.train_start_utc)} up to {_day(fold.train_end_utc)}"
+            return f"{trains}, tested {_day(fold.test_start_utc)} up to {_day(fold.test_end_utc)}"
+        case PurgedFold():
+            tests = f"{_day(fold.test_start)} up to {_day(fold.test_end)}"
+            return f"all around the test but what is too close, tested {tests}"
+        case GroupFold():
+            part = f"part {fold.part + 1} of {fold.num_parts} of {fold.group}"
+            return f"the other parts' rows in {in_words(fold.within)}, tested {part}"
+        case RandomFold():
+            return f"the other rows, tested part {fold.part + 1} of {fold.num_parts} at random"
+        case Stretch():
+            return f"{_day(fold.start_utc)} up to {_day(fold.end_utc)}"
+
+
+def _day(moment: datetime) -> str:
+    is_midnight = moment == moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return f"{moment:%Y-%m-%d}" if is_midnight else f"{moment:%Y-%m-%d %H:%M}"
+
+
 def groups_of(validation: Validation) -> tuple[str, ...]:
     """Give the columns of groups that the folds look at."""
     match validation:

@@ -6,9 +6,10 @@ from datetime import timedelta
 
 from penstock.records import Record
 from penstock.training.declarations import Model, PublishedResult, RollingTimeSplit
-from penstock.training.tracking import BASELINE, ESTIMATOR_TAG, FinishedRun
+from penstock.training.tracking import BASELINE, ESTIMATOR_TAG, FOLDS_TAG, FinishedRun
 
-_HEADING = "# Results: "
+HEADING = "# Results: "
+"""Begins each section of the page."""
 
 
 class Result(Record):
@@ -34,7 +35,8 @@ def collect(model: Model, runs: Sequence[FinishedRun]) -> list[Result]:
     """Give the newest run of each of the model's estimators, in the order of declaration."""
     newest: dict[str, FinishedRun] = {}
     for run in sorted(runs, key=lambda run: run.started):
-        newest[run.tags.get(ESTIMATOR_TAG, "")] = run
+        if FOLDS_TAG not in run.tags:
+            newest[run.tags.get(ESTIMATOR_TAG, "")] = run
     published = {result.estimator: result for result in model.published}
     return [
         _result(model, name, newest[name], published.get(name))
@@ -101,7 +103,7 @@ def to_markdown(model: Model, results: Sequence[Result]) -> str:
     compared = [n for n in named if any(n in r.published for r in results)]
     others = [n for n in named if n not in compared]
     lines = [
-        f"{_HEADING}{model.name}",
+        f"{HEADING}{model.name}",
         "",
         f"Written by `penstock results {model.use_case} --out docs/results.md` after "
         f"`penstock train {model.use_case} --all`.",
@@ -112,17 +114,17 @@ def to_markdown(model: Model, results: Sequence[Result]) -> str:
     if compared and model.published_source:
         lines += [f"Each cell: ours (published). Published: {model.published_source}.", ""]
     lines += [
-        _row(["estimator", *compared, *others, "fit, s"]),
-        _row(["---"] * (2 + len(named))),
+        row(["estimator", *compared, *others, "fit, s"]),
+        row(["---"] * (2 + len(named))),
     ]
     baseline = next((result.baseline for result in results if result.baseline), {})
     if model.baseline and baseline:
         cells = [f"{baseline[n]:.3f}" if n in baseline else "-" for n in (*compared, *others)]
-        lines.append(_row([f"`{model.baseline}` as it is", *cells, ""]))
+        lines.append(row([f"`{model.baseline}` as it is", *cells, ""]))
     for result in results:
         cells = [_cell(result, name) for name in (*compared, *others)]
         fit = "" if result.fit_s is None else f"{result.fit_s:.1f}"
-        lines.append(_row([result.estimator, *cells, fit]))
+        lines.append(row([result.estimator, *cells, fit]))
     lines += [""]
     short = [r for r in results if r.falls_short]
     if compared:
@@ -141,7 +143,7 @@ def to_markdown(model: Model, results: Sequence[Result]) -> str:
 def put_section(page: str, section: str) -> str:
     """Put a model's section in the place of its former one, or after all others."""
     heading = section.split("\n", 1)[0]
-    sections = [part for part in re.split(rf"(?m)^(?={_HEADING})", page) if part.strip()]
+    sections = [part for part in re.split(rf"(?m)^(?={HEADING})", page) if part.strip()]
     headings = [part.split("\n", 1)[0] for part in sections]
     if heading in headings:
         sections[headings.index(heading)] = section
@@ -193,5 +195,6 @@ def _cell(result: Result, name: str) -> str:
     return f"{ours} ({result.published[name]:.3f})" if name in result.published else ours
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """Write a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

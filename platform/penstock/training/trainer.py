@@ -11,14 +11,11 @@ import numpy as np
 import orjson
 import polars as pl
 
-from penstock.errors import DeclarationError, GateRefusedError, TrainingDataError
+from penstock.errors import DeclarationError, GateRefusedError
 from penstock.features.online import OnlineReader
 from penstock.features.training_set import (
     TrainingSet,
-    build_training_set,
     content_digest,
-    load_training_set,
-    read_training_set,
     service_digest,
 )
 from penstock.files import write_whole
@@ -32,6 +29,7 @@ from penstock.training.estimators import families
 from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Scores
 from penstock.training.folds import Counts, EventTimes, FittedFolds, count_folds, fit_folds
 from penstock.training.metrics import curves, evaluate
+from penstock.training.model_rows import rows_of, tracked_training_set
 from penstock.training.runs import (
     PATCH_FILE,
     RUN_FILE,
@@ -54,7 +52,6 @@ from penstock.training.tracking import (
 from penstock.training.validation import suspect_leak
 
 _STEPS = ("training set", "fit", "evaluate", "bundle")
-_TRAINING_SET_TAG = "penstock.training_set"
 
 
 def train(
@@ -141,9 +138,18 @@ class _Attempt:
         self._code_digest = code_state.code_digest(settings, model.use_case)
 
     def run(self) -> Run:
+        model = self._model
         self._step(0)
-        training_set = self._training_set()
-        frame = self._rows(training_set)
+        ends = {"start": model.split.train_start_utc, "end": model.split.test_end_utc}
+        training_set = tracked_training_set(
+            self._settings,
+            model,
+            self._tracked,
+            **ends,
+            table_versions=self._made_again.table_versions if self._made_again else None,
+            progress=self._progress,
+        )
+        frame = rows_of(training_set, model, **ends)
         counts = count_folds(frame, self._model, event_time=training_set.event_time)
         self._log_start(training_set, counts)
         self._step(1)
@@ -186,59 +192,6 @@ class _Attempt:
 
     def _step(self, number: int) -> None:
         self._progress(f"{self._name}: {_STEPS[number]}", number, len(_STEPS), unit="steps")
-
-    def _training_set(self) -> TrainingSet:
-        if self._tracked.is_resumed:
-            known = self._tracked.tag(_TRAINING_SET_TAG)
-            if known:
-                return load_training_set(self._settings, known)
-        policy = self._model.split
-        training_set = build_training_set(
-            self._settings,
-            use_case=self._model.use_case,
-            service=self._model.feature_service,
-            label_table=self._model.label_table,
-            label=self._model.label,
-            start=policy.train_start_utc,
-            end=policy.test_end_utc,
-            table_versions=self._made_again.table_versions if self._made_again else None,
-            extra_columns=self._model.group_columns,
-            progress=self._progress,
-        )
-        if self._model.label in training_set.feature_names:
-            raise DeclarationError(
-                f"the feature service {self._model.feature_service} holds the label "
-                f"{self._model.label!r}",
-                allowed="features that are known before the label is",
-            )
-        if self._model.baseline not in (None, *training_set.feature_names):
-            raise DeclarationError(
-                f"the baseline {self._model.baseline!r} is no feature of the service "
-                f"{self._model.feature_service}",
-                allowed=", ".join(training_set.feature_names),
-            )
-        self._tracked.set_tags(
-            {
-                _TRAINING_SET_TAG: training_set.id,
-                **{
-                    f"penstock.table.{table}": str(version)
-                    for table, version in training_set.table_versions.items()
-                },
-            }
-        )
-        return training_set
-
-    def _rows(self, training_set: TrainingSet) -> pl.DataFrame:
-        frame = read_training_set(training_set)
-        if frame.is_empty():
-            raise TrainingDataError(
-                f"the training set of {self._model.name} has no rows",
-                allowed=f"{self._model.label_table} has events from {self._model.split.train_start}"
-                f" to {self._model.split.test_end}",
-                next_step=f"ingest them, or mend the split: `penstock data show "
-                f"{self._model.label_table}`",
-            )
-        return frame
 
     def _log_start(self, training_set: TrainingSet, counts: Counts) -> None:
         policy = self._model.split
@@ -355,6 +308,7 @@ class _Attempt:
                 "default_estimator": self._name,
                 "search": {},
                 "published": (),
+                "published_on_folds": (),
             }
         )
         return only.model_dump(mode="json")

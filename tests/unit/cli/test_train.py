@@ -90,6 +90,92 @@ class TestTrain:
         assert "version 4 is the challenger" in done.stdout
 
 
+def measured_run(estimator: str = "ridge", remark: str | None = None) -> dict[str, Any]:
+    counts = {
+        "num_training_rows": 7_000,
+        "num_training_positives": None,
+        "num_test_rows": 600,
+        "num_test_positives": None,
+    }
+    folds = [
+        {
+            "number": number,
+            "rows": f"week {number}, tested week {number + 2}",
+            "counts": counts,
+            "metrics": {"r2": 0.8 + number / 100},
+            "fit_s": 1.5,
+        }
+        for number in (1, 2)
+    ]
+    summary = {"mean": 0.815, "deviation": 0.007, "low": 0.79, "high": 0.84}
+    return {
+        "estimator": estimator,
+        "folds": folds,
+        "metrics": {"r2": summary},
+        "level": 0.95,
+        "remark": remark,
+    }
+
+
+class TestFolds:
+    def jobs(self, monkeypatch, **results: Any) -> list[tuple[str, list[str]]]:
+        asked = []
+
+        def run_job(_settings, script, arguments, **_: Any) -> dict[str, Any]:
+            asked.append((script, [each for each in arguments if each.startswith("--")]))
+            return results[script]
+
+        monkeypatch.setattr("penstock.cluster.jobs.run_job", run_job)
+        return asked
+
+    def test_each_metric_stands_with_its_deviation_interval_and_folds(self, monkeypatch, tmp_path):
+        result = {"measured": [measured_run(remark="time is not respected")]}
+        asked = self.jobs(monkeypatch, measure=result)
+        done = invoke(monkeypatch, tmp_path, "train", "bike_demand", "--folds", "-e", "ridge")
+        assert done.exit_code == 0, done.exception
+        assert [script for script, _ in asked] == ["measure"]
+        words = done.stdout.replace("│", " ").split()
+        row = words[words.index("r2") :][:8]
+        assert row == ["r2", "0.815", "0.007", "0.790", "to", "0.840", "0.810", "0.820"]
+        assert "fold 2: trained on week 2, tested week 4 (7,000 training rows; 600 test" in (
+            " ".join(done.stdout.split())
+        )
+        assert "Note: time is not respected" in done.stdout
+
+    @pytest.mark.parametrize("option", ["--register", "--promote"])
+    def test_a_version_is_registered_only_where_it_is_asked_for(
+        self, monkeypatch, tmp_path, option
+    ):
+        result = {"measured": [measured_run()]}
+        trained = {"model": "bike_demand", "trained": []}
+        asked = self.jobs(monkeypatch, measure=result, train=trained)
+        done = invoke(monkeypatch, tmp_path, "train", "bike_demand", "--folds", option, "--json")
+        assert [script for script, _ in asked] == ["measure", "train"]
+        assert ("--promote" in asked[1][1]) is (option == "--promote")
+        assert orjson.loads(done.stdout) == result | trained
+
+    def test_to_register_is_what_training_does_anyway(self, monkeypatch, tmp_path):
+        done = invoke(monkeypatch, tmp_path, "train", "bike_demand", "--register")
+        assert isinstance(done.exception, UserError)
+
+    def test_a_training_shows_its_intervals(self, monkeypatch, tmp_path):
+        run = {
+            "estimator": "ridge",
+            "use_case": "bike_demand",
+            "metrics": {"mean_absolute_error": 2.2, "root_mean_squared_error": 3.2, "r2": 0.87},
+            "intervals": {"r2": [0.85, 0.885]},
+            "fit_s": 2.0,
+            "num_training_rows": 1_777,
+            "num_training_positives": None,
+            "num_test_rows": 1_486,
+            "num_test_positives": None,
+        }
+        result = {"model": "bike_demand", "trained": [{"run": run, "version": {"version": 3}}]}
+        self.jobs(monkeypatch, train=result)
+        done = invoke(monkeypatch, tmp_path, "train", "bike_demand")
+        assert "0.870 (0.850 to 0.885)" in done.stdout
+
+
 class TestResults:
     def test_before_any_training_the_next_step_is_told(self, monkeypatch, tmp_path):
         done = invoke(monkeypatch, tmp_path, "results", "card_fraud")
