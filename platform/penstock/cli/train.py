@@ -140,7 +140,7 @@ def results(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show each estimator's newest run, and newest folds, beside the published numbers."""
+    """Show the newest trainings, and the newest folds, beside the published numbers."""
     from penstock.errors import NotFoundError
     from penstock.files import write_whole
     from penstock.settings import load_settings
