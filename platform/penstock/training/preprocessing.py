@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ from penstock.errors import TrainingDataError, unknown_name
 from penstock.training.preprocessing_declarations import PreprocessingPolicy
 
 Array = npt.NDArray[np.float64]
+Number = TypeVar("Number", np.float32, np.float64)
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +68,34 @@ class Preprocessing:
         The arithmetic is float64 and rounds to float32 once, at the end: the ONNX graph does the
         same, so that a tree meets the same number on both paths.
         """
+        if not (self.flagged or self.codes or self.projection):
+            return self._scaled(features, np.float32)
         columns = self._columns(features)
         if self.projection is not None:
             columns = (columns - self.projection.centre) @ self.projection.components
         return columns.astype(np.float32)
 
     def _columns(self, features: Array) -> Array:
-        missing = np.isnan(features)
-        filled = np.where(missing, self.filling, features)
-        scaled: Array = (filled - self.means) / self.scales
+        scaled = self._scaled(features, np.float64)
         if not (self.flagged or self.codes):
             return scaled
+        missing = np.isnan(features)
         parts = [scaled[:, self.numeric], missing[:, list(self.flagged)].astype(np.float64)]
         for place, codes in self.codes.items():
             parts.append((features[:, [place]] == codes).astype(np.float64))
         return np.hstack(parts)
+
+    def _scaled(self, features: Array, dtype: type[Number]) -> npt.NDArray[Number]:
+        """Fill and scale, some rows at a time: what lies between stays in the cache."""
+        out = np.empty(features.shape, dtype=dtype)
+        where_missing = self.filling - self.means
+        for start in range(0, len(features), _ROWS_AT_ONCE):
+            rows = features[start : start + _ROWS_AT_ONCE]
+            centred = rows - self.means
+            np.copyto(centred, where_missing, where=np.isnan(rows))
+            np.divide(centred, self.scales, out=centred)
+            out[start : start + _ROWS_AT_ONCE] = centred
+        return out
 
     def to_json(self) -> dict[str, Any]:
         """Give what JSON can hold; Python's floats survive it exactly."""
@@ -127,14 +142,13 @@ def fit(
     policy = policy or PreprocessingPolicy()
     _check(features, feature_names, policy)
     means, scales = _scaling(features, policy)
-    fills = _fills(features, policy)
-    lacks = np.isnan(features).any(axis=0)
+    fills = _fills(features, policy, means)
     places = [feature_names.index(name) for name in policy.categories]
     fitted = Preprocessing(
         means=means,
         scales=scales,
         fills=None if np.array_equal(fills, means) else fills,
-        flagged=tuple(np.flatnonzero(lacks).tolist()) if policy.missing_flags else (),
+        flagged=_lacking(features) if policy.missing_flags else (),
         codes={place: _codes(features[:, place], policy.max_categories) for place in places},
     )
     if policy.num_components is None:
@@ -153,6 +167,8 @@ def _check(features: Array, feature_names: tuple[str, ...], policy: Preprocessin
     for name in policy.categories:
         if name not in feature_names:
             raise unknown_name("feature", name, feature_names)
+    if np.isfinite(features).all():
+        return
     empty = _named(feature_names, np.all(np.isnan(features), axis=0, keepdims=True))
     if empty:
         raise TrainingDataError(
@@ -170,7 +186,7 @@ def _check(features: Array, feature_names: tuple[str, ...], policy: Preprocessin
 def _scaling(features: Array, policy: PreprocessingPolicy) -> tuple[Array, Array]:
     match policy.scaling:
         case "standard":
-            offsets, spans = np.nanmean(features, axis=0), np.nanstd(features, axis=0)
+            offsets, spans = _mean_and_deviation(features)
         case "min_max":
             offsets, spans = np.nanmin(features, axis=0), np.ptp(_filled(features), axis=0)
         case "robust":
@@ -182,15 +198,26 @@ def _scaling(features: Array, policy: PreprocessingPolicy) -> tuple[Array, Array
     return offsets, np.where(spans > 0, spans, 1.0)
 
 
-def _fills(features: Array, policy: PreprocessingPolicy) -> Array:
+def _mean_and_deviation(features: Array) -> tuple[Array, Array]:
+    # The same numbers bit for bit; to leave out what is missing takes a copy of everything.
+    if np.isfinite(features).all():
+        return features.mean(axis=0), features.std(axis=0)
+    return np.nanmean(features, axis=0), np.nanstd(features, axis=0)
+
+
+def _fills(features: Array, policy: PreprocessingPolicy, offsets: Array) -> Array:
     match policy.imputation:
         case "mean":
-            found = np.nanmean(features, axis=0)
+            found = offsets if policy.scaling == "standard" else np.nanmean(features, axis=0)
         case "median":
             found = np.nanmedian(features, axis=0)
         case "zero":
             found = np.zeros(features.shape[1])
     return np.asarray(found)
+
+
+def _lacking(features: Array) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(np.isnan(features).any(axis=0)).tolist())
 
 
 def _filled(features: Array) -> Array:

@@ -133,7 +133,8 @@ def to_examples(
             )
     columns = frame.select(pl.col(n).cast(pl.Float64).fill_null(np.nan) for n in feature_names)
     return Examples(
-        features=np.ascontiguousarray(columns.to_numpy(), dtype=np.float64),
+        # Row after row at once: turning columns round afterwards takes six times as long.
+        features=columns.to_numpy(order="c"),
         labels=labels,
         frame=frame,
     )

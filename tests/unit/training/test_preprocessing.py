@@ -45,6 +45,23 @@ class TestFit:
         fitted = Preprocessing(means=np.array([1e9]), scales=np.array([1.0]))
         assert fitted.apply(np.array([[1e9 + 1]])).tolist() == [[1.0]]
 
+    @pytest.mark.parametrize("imputation", ["mean", "median"])
+    def test_many_rows_come_out_as_one_by_one(self, imputation):
+        rng = np.random.default_rng(0)
+        rows = rng.normal(5, 3, size=(9_001, 3))
+        rows[rng.random(rows.shape) < 0.1] = np.nan
+        policy = PreprocessingPolicy(imputation=imputation)
+        fitted = fit(rows, feature_names=("a", "b", "c"), policy=policy)
+        filled = np.where(np.isnan(rows), fitted.filling, rows)
+        expected = ((filled - fitted.means) / fitted.scales).astype(np.float32)
+        np.testing.assert_array_equal(fitted.apply(rows), expected)
+
+    def test_rows_that_lack_nothing_give_the_same_numbers_as_where_what_lacks_is_left_out(self):
+        rows = np.random.default_rng(0).gamma(2.0, 30.0, size=(5_000, 4))
+        fitted = fit(rows, feature_names=("a", "b", "c", "d"))
+        np.testing.assert_array_equal(fitted.means, np.nanmean(rows, axis=0))
+        np.testing.assert_array_equal(fitted.scales, np.nanstd(rows, axis=0))
+
 
 class TestScaling:
     ROWS = np.array([[0.0], [1.0], [2.0], [3.0], [10.0]])
