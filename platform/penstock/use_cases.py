@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from penstock.errors import DeclarationError, unknown_name
 from penstock.settings import Settings
 
@@ -55,6 +57,15 @@ def import_declarations(settings: Settings, use_case: str, module: str) -> Modul
         return importlib.import_module(f"{use_case}.{module}")
     except DeclarationError:
         raise
+    except ValidationError as error:
+        told = "; ".join(
+            ".".join((error.title, *map(str, each["loc"]))) + f": {each['msg']}"
+            for each in error.errors(include_url=False)
+        )
+        raise DeclarationError(
+            f"{use_case}/{module}.py declares what cannot be: {told}",
+            next_step=f"mend {folder / (module + '.py')}",
+        ) from error
     except Exception as error:
         raise DeclarationError(
             f"{use_case}/{module}.py cannot be imported: {type(error).__name__}: {error}",

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from penstock.errors import DeclarationError, unknown_name
 from penstock.handover import ServingPolicy as ServingPolicy
-from penstock.records import Record
+from penstock.records import Declaration, Record
 from penstock.settings import Settings
 from penstock.training.estimator_declarations import BoostingStop as BoostingStop
 from penstock.training.estimator_declarations import DecisionTree as DecisionTree
@@ -122,7 +122,7 @@ class PublishedResult(Record):
     metrics: Mapping[str, float]
 
 
-class Model(Record):
+class Model(Declaration):
     """Everything about one model that a person decides."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from penstock.records import Record
+from penstock.records import Declaration
 from penstock.training.metric_declarations import Task
 
 Loss = Literal["log_loss", "squared_error", "absolute_error"]
@@ -12,7 +12,7 @@ Loss = Literal["log_loss", "squared_error", "absolute_error"]
 mean, or absolute_error, which aims at the median."""
 
 
-class SeededEstimator(Record):
+class SeededEstimator(Declaration):
     """Any estimator: what is random in its fit follows from the seed."""
 
     seed: int = 0

@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from penstock.records import Record
+from penstock.records import Declaration
 
 
-class PreprocessingPolicy(Record):
+class PreprocessingPolicy(Declaration):
     """Fitted on the training rows only, and part of the model version's one graph.
 
     In this order: missing values are filled, numbers are scaled, codes become columns, and what

@@ -6,10 +6,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import field_validator, model_validator
 
-from penstock.records import Record
+from penstock.records import Declaration
 
 
-class Zoned(Record):
+class Zoned(Declaration):
     """Whatever names moments of a calendar."""
 
     zone: str = "UTC"

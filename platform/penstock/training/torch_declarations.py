@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from penstock.records import Record
+from penstock.records import Declaration
 from penstock.training.estimator_base import DistributedEstimator
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
@@ -13,7 +13,7 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 of a GPU rounded to TF32, on a CPU the same as float32. float16 comes with loss scaling."""
 
 
-class EarlyStopping(Record):
+class EarlyStopping(Declaration):
     """Ends training when the newest rows, which it does not train on, are predicted no better."""
 
     patience_epochs: int = Field(default=3, ge=1)

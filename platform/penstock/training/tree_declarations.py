@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from penstock.records import Record
+from penstock.records import Declaration
 from penstock.training.estimator_base import DistributedEstimator, OneTaskEstimator
 from penstock.training.metric_declarations import Task
 
@@ -44,7 +44,7 @@ class RandomForest(_Trees):
     num_trees: int = Field(default=100, ge=1)
 
 
-class BoostingStop(Record):
+class BoostingStop(Declaration):
     """Ends boosting when the newest rows, which it does not train on, are predicted no better."""
 
     patience_rounds: int = Field(default=20, ge=1)

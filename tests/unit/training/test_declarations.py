@@ -151,8 +151,12 @@ class TestModel:
             Model(**MODEL | beyond)
 
     def test_an_unknown_field_is_refused(self):
-        with pytest.raises(ValidationError, match="learning_rat"):
+        with pytest.raises(ValidationError, match="did you mean 'learning_rate'"):
             XGBoost(learning_rat=0.1)
+        with pytest.raises(ValidationError, match="Ridge has no field 'zzz': there are seed, "):
+            Ridge(zzz=1)
+        with pytest.raises(ValidationError, match="did you mean 'estimators'"):
+            Model(**MODEL, estimator={})
 
     def test_a_users_torch_module_is_named_by_an_import_path(self):
         with pytest.raises(ValidationError):
@@ -179,10 +183,12 @@ class TestLoadModel:
             load_model(settings, "reservoir_declared")
 
     def test_a_wrong_declaration_is_refused_with_its_file(self, tmp_path, fresh_imports):
-        text = "from penstock.training.declarations import XGBoost\nXGBoost(max_depth=0)\n"
+        text = "from penstock.training.declarations import XGBoost\nXGBoost(max_dept=3)\n"
         settings = write_use_case(tmp_path, text)
-        with pytest.raises(DeclarationError, match=r"model\.py cannot be imported"):
+        with pytest.raises(DeclarationError, match=r"XGBoost has no field 'max_dept'") as refused:
             load_model(settings, "reservoir_declared")
+        assert "reservoir_declared/model.py" in refused.value.found
+        assert "did you mean 'max_depth'" in refused.value.found
 
     def test_the_card_fraud_model_is_declared_whole(self, card_fraud_model):
         assert card_fraud_model.use_case == "card_fraud"
