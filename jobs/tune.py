@@ -15,6 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("use_case", help="a folder of the feature repo")
     parser.add_argument("--estimator", help="its name in model.py; the model's default if left out")
+    parser.add_argument("--auto", action="store_true", help="search families, end with an ensemble")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--time-s", type=float)
     parser.add_argument("--cost", type=float)
@@ -29,7 +30,7 @@ def main() -> None:
         from penstock.registry.registration import register
         from penstock.training.code_state import receive
         from penstock.training.declarations import load_model
-        from penstock.training.search.asked import Asked, declared_search
+        from penstock.training.search.asked import Asked, declared_search, families_of
         from penstock.training.search.budget import Budget
         from penstock.training.search.live import table_of
         from penstock.training.search.tuning import tune, tuned_model
@@ -37,8 +38,13 @@ def main() -> None:
 
         settings, more = running.settings, {"progress": running.progress}
         model = load_model(settings, given.use_case)
+        searches, estimators = (
+            families_of(model) if given.auto else declared_search(model, given.estimator)
+        )
         asked = Asked(
-            searches=declared_search(model, given.estimator),
+            searches=searches,
+            estimators=estimators,
+            is_auto=given.auto,
             budget=Budget(num_trials=given.trials, time_s=given.time_s, money=given.cost),
             rule=given.stopping,
             num_folds=given.folds,
@@ -60,6 +66,7 @@ def main() -> None:
             **more,
         )
         version = register(settings, run)
+        running.account.describe(model_versions=(version.label,))
         running.finish(
             {
                 "tuning": found.model_dump(mode="json"),

@@ -32,13 +32,14 @@ def search_arrays(folder: Path, die_at: int | None) -> None:
 
     from penstock.training.declarations import AveragePrecision, LogisticRegression, Search
     from penstock.training.estimators.base import FitJob
+    from penstock.training.preprocessing import Preprocessing
     from penstock.training.search.budget import Budget
     from penstock.training.search.controller import Controller, Plan
     from penstock.training.search.ledger import Ledger
     from penstock.training.search.measuring import PreparedFold, measure
     from penstock.training.search.proposals import Space
     from penstock.training.search.tasks import Here
-    from penstock.training.search_declarations import Floats
+    from penstock.training.search_declarations import Floats, with_values
     from penstock.training.validation import Examples
 
     rng = np.random.default_rng(0)
@@ -47,13 +48,14 @@ def search_arrays(folder: Path, die_at: int | None) -> None:
     fold = PreparedFold(
         train=rows[:200],
         train_labels=labels[:200],
+        scaling=Preprocessing(means=np.zeros(4), scales=np.ones(4)),
         job=FitJob(name="trial", checkpoints=folder),
         test=rows[200:],
         test_rows=Examples(features=np.empty((200, 0)), labels=labels[200:], frame=pl.DataFrame()),
     )
     space = Space(
         searches={"linear": Search(inverse_regularization=Floats(1e-4, 10.0, log=True))},
-        declared={"linear": LogisticRegression()},
+        declared={"linear": {"inverse_regularization": 1.0}},
         seed=0,
         metric="average_precision",
         higher_is_better=True,
@@ -72,8 +74,9 @@ def search_arrays(folder: Path, die_at: int | None) -> None:
         note(folder / "fits.txt", f"{trial} {number}", die_at)
         return measure(fold, config, [AveragePrecision()])
 
-    def start(trial, number, config):
-        tasks.start((trial, number), fit, trial, number, config, num_cpus=1)
+    def start(trial, number):
+        config = with_values(LogisticRegression(), trial.params, of="a trial")
+        tasks.start((trial.number, number), fit, trial.number, number, config, num_cpus=1)
 
     Controller(plan, Ledger(folder / "ledger.jsonl", {}), tasks, start).run()
 
@@ -87,16 +90,16 @@ def note(fits: Path, line: str, die_at: int | None) -> None:
 
 def search(storage: Path, fits: Path, die_at: int | None) -> None:
     """Search; note each fit before it begins, and die by SIGKILL before the one of that number."""
-    from penstock.training.declarations import Floats, Search, load_model
+    from penstock.training.declarations import Floats, LogisticRegression, Search, load_model
     from penstock.training.search import tuning
     from penstock.training.search.asked import Asked
     from penstock.training.search.budget import Budget
 
     measure = tuning.measure
 
-    def noted(fold, config, metrics):
+    def noted(fold, config, metrics, policy):
         note(fits, f"{config.inverse_regularization!r} {fold.test_rows.num_rows}", die_at)
-        return measure(fold, config, metrics)
+        return measure(fold, config, metrics, policy)
 
     tuning.measure = noted
     settings = settings_in(storage)
@@ -104,6 +107,7 @@ def search(storage: Path, fits: Path, die_at: int | None) -> None:
         searches={
             "logistic_regression": Search(inverse_regularization=Floats(1e-4, 10.0, log=True))
         },
+        estimators={"logistic_regression": LogisticRegression()},
         budget=Budget(num_trials=NUM_TRIALS),
         num_folds=NUM_FOLDS,
     )

@@ -1,13 +1,18 @@
 """`penstock tune`: searches a model's parameters, and makes the best a version."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from penstock.cli.output import JsonFlag, emit
 from penstock.cli.request_ids import RequestId
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from penstock.training.search.summary import Tuning
 
 _DEFAULT_TRIALS = 30
 _NUM_SHOWN = 10
@@ -25,6 +30,12 @@ def tune(
         str | None,
         typer.Option("--estimator", "-e", help="Its name in model.py; default: the model's own."),
     ] = None,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto", help="Search families and scaling instead, and end with an ensemble."
+        ),
+    ] = False,
     trials: Annotated[
         int | None,
         typer.Option(
@@ -73,7 +84,10 @@ def tune(
 
     settings = load_settings()
     model = load_model(settings, use_case)
-    declared_search(model, estimator)
+    if auto and estimator:
+        raise UserError("--auto and --estimator were both given", allowed="one of them, or neither")
+    if not auto:
+        declared_search(model, estimator)
     for name, value in (("--trials", trials), ("--folds", folds), ("--parallel", parallel)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}", allowed="1 or more")
@@ -98,7 +112,7 @@ def tune(
         "--parallel": parallel,
         "--seed": seed,
     }
-    arguments = [use_case]
+    arguments = [use_case, *(["--auto"] if auto else [])]
     for option, each in given.items():
         if each is not None:
             arguments += [option, str(each)]
@@ -106,6 +120,25 @@ def tune(
     result = run_job(settings, "tune", arguments, request_id=request_id)
     metrics = [metric.name for metric in model.metrics]
     emit(result, as_json=as_json, render=lambda console: _render(console, result, metrics))
+
+
+def _leaderboard(tuning: "Tuning") -> "Table":
+    from rich.table import Table
+
+    table = Table(title="leaderboard")
+    for name in ("", tuning.metric, "interval", "fit, s", "one row, us", "made of"):
+        table.add_column(name)
+    for each in tuning.leaderboard:
+        value = each.metrics[tuning.metric]
+        table.add_row(
+            each.name,
+            f"{value:.4f}",
+            f"{each.low:.4f} to {each.high:.4f}",
+            f"{each.fit_s:.1f}",
+            f"{each.latency_us:.0f}",
+            each.told,
+        )
+    return table
 
 
 def _render(console: Console, result: Mapping[str, Any], metrics: list[str]) -> None:
@@ -124,6 +157,8 @@ def _render(console: Console, result: Mapping[str, Any], metrics: list[str]) -> 
         cells = (str(trial.number), trial.estimator, f"{trial.value:.4f}", deviation)
         table.add_row(*cells, f"{trial.fit_s:.1f}", values)
     console.print(table)
+    if tuning.leaderboard:
+        console.print(_leaderboard(tuning))
     states = [trial.state for trial in tuning.trials]
     console.print(
         f"{len(states)} trials, {states.count('complete')} of them on all {len(tuning.folds)} "

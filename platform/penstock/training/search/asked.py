@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from penstock.errors import UserError
-from penstock.training.declarations import Model, Search
+from penstock.training.declarations import Estimator, Model, Search
 from penstock.training.search.budget import Budget
+from penstock.training.search.families_space import families
 from penstock.training.search.stopping import Rule
 
 
@@ -14,7 +15,11 @@ class Asked:
     """What a search is asked for."""
 
     searches: Mapping[str, Search]
-    """By estimator of the model, what is tried."""
+    """By estimator, what is tried of its fields, and of its preprocessing."""
+    estimators: Mapping[str, Estimator]
+    """The same ones, as they are declared."""
+    is_auto: bool = False
+    """Families are searched, and what comes out is an ensemble."""
     budget: Budget
     rule: Rule = "asha"
     num_folds: int = 4
@@ -27,8 +32,17 @@ class Asked:
             raise UserError(f"{self.num_folds} folds measure nothing", allowed="1 or more")
 
 
-def declared_search(model: Model, estimator: str | None) -> dict[str, Search]:
-    """Give the declared search of one estimator of the model.
+def families_of(model: Model) -> tuple[dict[str, Search], dict[str, Estimator]]:
+    """Give the search over families that suit the model's label, and each family's default."""
+    found = families(model)
+    searches = {name: search for name, (_, search) in found.items()}
+    return searches, {name: config for name, (config, _) in found.items()}
+
+
+def declared_search(
+    model: Model, estimator: str | None
+) -> tuple[dict[str, Search], dict[str, Estimator]]:
+    """Give the declared search of one estimator of the model, and that estimator.
 
     Raises:
         NotFoundError: the model has no such estimator.
@@ -43,4 +57,4 @@ def declared_search(model: Model, estimator: str | None) -> dict[str, Search]:
             allowed=declared or 'search={"' + name + '": Search(...)} in the Model',
             next_step="declare its ranges, or search families with --auto",
         )
-    return {name: model.search[name]}
+    return {name: model.search[name]}, {name: model.estimators[name]}

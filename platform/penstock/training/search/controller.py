@@ -8,19 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.errors import PenstockError, TrainingDataError, UserError
-from penstock.training.declarations import Estimator
 from penstock.training.search.budget import Budget, as_duration
 from penstock.training.search.ledger import Begun, Closed, Ended, Ledger, Measured, Outcome, Trial
 from penstock.training.search.measuring import Measurement
 from penstock.training.search.proposals import Space, propose
 from penstock.training.search.stopping import Rule, should_stop
 from penstock.training.search.tasks import Done, Tasks
-from penstock.training.search_declarations import with_values
 
 _POLL_S = 0.5
 _MOST_FAILURES_AT_FIRST = 3
-Start = Callable[[int, int, Estimator], None]
-"""Begins the task of a trial's number and a fold's on an estimator, in the tasks of the search."""
+Start = Callable[[Trial, int], None]
+"""Begins the task of a trial on the fold of that number, in the tasks of the search; raises a
+UserError where the trial's values contradict each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +125,12 @@ class Controller:
 
     def _begin(self, trial: Trial, fold: int) -> bool:
         try:
-            config = self._config(trial)
+            self._start(trial, fold)
         except UserError as error:
             self._end(trial, "failed", str(error))
             return True
-        self._start(trial.number, fold, config)
         self._in_flight.add((trial.number, fold))
         return True
-
-    def _config(self, trial: Trial) -> Estimator:
-        declared: Estimator = self._plan.space.declared[trial.estimator]  # type: ignore[assignment]  # the space knows any record
-        return with_values(declared, trial.params, of=f"trial {trial.number}")
 
     def _take(self, done: Done) -> None:
         number, fold = done.key

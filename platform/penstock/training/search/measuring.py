@@ -21,6 +21,7 @@ from penstock.training.declarations import (
 )
 from penstock.training.estimators.base import FitJob, Labels, Scaled
 from penstock.training.metrics import evaluate
+from penstock.training.preprocessing import Preprocessing
 from penstock.training.search.native_fits import fit_native
 from penstock.training.validation import DAY_COLUMN, Examples, split, to_examples
 
@@ -29,6 +30,7 @@ from penstock.training.validation import DAY_COLUMN, Examples, split, to_example
 class PreparedFold:
     """One fold as arrays, ready for any estimator."""
 
+    scaling: Preprocessing
     train: Scaled
     """[n, P], filled and scaled by what the training rows say."""
     train_labels: Labels
@@ -80,6 +82,7 @@ def prepare(
     )
     looked_at = [name for name in (DAY_COLUMN, *model.group_columns) if name in test.frame.columns]
     return PreparedFold(
+        scaling=scaling,
         train=scaling.apply(train.features),
         train_labels=train.labels,
         job=replace(

@@ -8,6 +8,7 @@ from typing import Any
 from penstock.errors import DeclarationError
 from penstock.training.declarations import (
     DecisionTree,
+    Ensemble,
     Estimator,
     LightGBM,
     LogisticRegression,
@@ -20,17 +21,27 @@ from penstock.training.declarations import (
 from penstock.training.estimator_base import DistributedEstimator, OneTaskEstimator
 from penstock.training.estimators.base import FitJob, Labels, NativeModel, Scaled
 from penstock.training.search_declarations import with_values
+from penstock.training.single_estimators import SingleEstimator
 
 
-def for_one_task(config: Estimator) -> Estimator:
-    """Give the estimator as a trial fits it: by one worker, which is one task, on a CPU."""
+def for_one_task(config: Estimator) -> SingleEstimator:
+    """Give the estimator as a trial fits it: by one worker, which is one task, on a CPU.
+
+    Raises:
+        DeclarationError: it is an ensemble.
+    """
+    if isinstance(config, Ensemble):
+        raise DeclarationError(
+            "an ensemble has no fields of its own to search",
+            next_step="search one of its members, or families with --auto",
+        )
     if not isinstance(config, DistributedEstimator):
         return config
     alone: dict[str, Any] = {"num_workers": 1, "use_gpu": False}
     return with_values(config, alone, of="a trial of one task")
 
 
-def num_cpus(config: Estimator) -> int:
+def num_cpus(config: SingleEstimator) -> int:
     """Give the CPUs, and so the threads, that a trial's fit holds."""
     if isinstance(config, OneTaskEstimator):
         return config.num_cpus

@@ -17,7 +17,6 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import BaseModel
 
 from penstock.training.search.ledger import State, Trial
 from penstock.training.search_declarations import Choice, Floats, Ints, Search
@@ -37,8 +36,8 @@ class Space:
     """What is searched: one estimator's fields, or those of several and the choice among them."""
 
     searches: Mapping[str, Search]
-    declared: Mapping[str, BaseModel]
-    """Each estimator as it is declared: tried first, where its values lie in the space."""
+    declared: Mapping[str, Mapping[str, Any]]
+    """Each estimator's values as declared: tried first, where they lie in the space."""
     seed: int
     metric: str
     higher_is_better: bool
@@ -60,8 +59,8 @@ def _declared(space: Space, number: int) -> tuple[str, dict[str, Any]] | None:
     if number >= len(space.searches):
         return None
     name, search = list(space.searches.items())[number]
-    config = space.declared[name]
-    values = {field: getattr(config, field) for field in search.dimensions}
+    declared = space.declared[name]
+    values = {field: declared[field] for field in search.dimensions}
     if all(_holds(search.dimensions[field], value) for field, value in values.items()):
         return name, values
     return None

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from penstock.records import Record
+from penstock.training.declarations import Ensemble
 from penstock.training.search.ledger import State, Trial
 from penstock.training.search_declarations import Choice, Floats, Ints, Search
 
@@ -36,6 +37,23 @@ class Axis(Record):
     """In place of low and high, where it is a choice."""
 
 
+class LeaderboardEntry(Record):
+    """One line of the leaderboard."""
+
+    name: str
+    metrics: dict[str, float]
+    """Means over the folds."""
+    low: float
+    high: float
+    """The interval of the metric that decides, by bootstrap of each fold's test rows."""
+    fit_s: float
+    """Seconds to fit on one fold, all members together."""
+    latency_us: float
+    """Microseconds for one row, the median of many, preprocessing included."""
+    told: str
+    """What it is made of."""
+
+
 class Tuning(Record):
     """A search that is over; its training set is its left neighbour."""
 
@@ -62,6 +80,9 @@ class Tuning(Record):
     money: float
     currency: str
     pictures: tuple[str, ...]
+    ensemble: Ensemble | None = None
+    """What a search of families ends with; None: it was a search of one estimator."""
+    leaderboard: tuple[LeaderboardEntry, ...] = ()
 
     @property
     def winner(self) -> TrialSummary:

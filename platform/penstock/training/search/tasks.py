@@ -109,6 +109,16 @@ class Here:
         self._waiting.clear()
 
 
+def result_of(running: Tasks) -> Any:
+    """Wait for the one call that was begun, and give its result or raise its error."""
+    done = None
+    while done is None:
+        done = running.wait(1.0)
+    if done.error is not None:
+        raise done.error
+    return done.result
+
+
 def tasks(num_slots: int | None = None) -> Tasks:
     """Where to run: on the Ray that this process is connected to, else here.
 

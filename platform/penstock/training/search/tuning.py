@@ -21,23 +21,33 @@ from penstock.locks import exclusive
 from penstock.prices import SECONDS_PER_HOUR
 from penstock.progress import Progress, silent
 from penstock.settings import Settings
-from penstock.training.declarations import Estimator, Model
+from penstock.training.declarations import Model
 from penstock.training.estimators.base import FitJob
 from penstock.training.search import pictures
 from penstock.training.search.asked import Asked
 from penstock.training.search.controller import Controller, Plan, Watch, best
+from penstock.training.search.families_space import declared_values, split_values
+from penstock.training.search.leaderboard import (
+    choose_ensemble,
+    entry,
+    keep_scores,
+    lines_of,
+    one_row_latency_us,
+)
 from penstock.training.search.ledger import Ledger, Trial
 from penstock.training.search.measuring import Measurement, PreparedFold, measure, prepare
 from penstock.training.search.native_fits import for_one_task, num_cpus
 from penstock.training.search.proposals import Space
 from penstock.training.search.summary import Tuning, axes, summarise
-from penstock.training.search.tasks import tasks
+from penstock.training.search.tasks import Tasks, result_of, tasks
 from penstock.training.search_declarations import with_values
 from penstock.training.selection import first_event
 from penstock.training.study_folds import StudyFolds, study_folds
 from penstock.training.tracking import TrackedRun, Tracking
 
 TUNED_SUFFIX = "_tuned"
+AUTO = "auto"
+"""The name of the estimator that a search of families ends with."""
 _TRAINING_SET_TAG = "penstock.training_set"
 _TRIAL_TAG = "penstock.trial_state"
 _RESULT_FILE = "tuning.json"
@@ -84,7 +94,7 @@ def tune(
         tracking.finish(known)
         return finished
     tags = {"penstock.use_case": model.use_case, "penstock.model": model.name}
-    name = f"{'-'.join(asked.searches)}-{request_id[:8]}"
+    name = f"{AUTO if asked.is_auto else '-'.join(asked.searches)}-{request_id[:8]}"
     with (
         exclusive(
             settings.storage_path / "locks" / f"tuning-{model.name}-{request_id}.lock",
@@ -104,6 +114,10 @@ def read_tuning(settings: Settings, run_id: str) -> Tuning | None:
 
 def tuned_model(model: Model, tuning: Tuning) -> tuple[Model, str]:
     """Give the model with the best parameters as an estimator more, and that one's name."""
+    if tuning.ensemble is not None:
+        return model.model_copy(
+            update={"estimators": {**model.estimators, AUTO: tuning.ensemble}}
+        ), AUTO
     winner = tuning.winner
     if winner.estimator not in model.estimators:
         raise unknown_name(f"estimator of {model.name}", winner.estimator, model.estimators)
@@ -162,10 +176,14 @@ class _Attempt:
         )
         # One thread: a trial's run in MLflow takes as long as many a fit, which need not wait.
         with self._recorder:
-            reason = self._search(ledger, folds)
+            running = tasks(self._asked.num_parallel)
+            shared = [running.share(fold) for fold in folds]
+            reason = self._search(ledger, running, shared)
             for future in self._recorded.values():
                 future.result()
         tuning = self._summary(ledger, plan, made, reason)
+        if self._asked.is_auto:
+            tuning = self._with_ensemble(tuning, ledger, folds, running, shared)
         self._finish(tuning)
         return tuning
 
@@ -204,49 +222,55 @@ class _Attempt:
 
     def _described(self, made: TrainingSet) -> dict[str, Any]:
         """What makes it this search and no other; a larger budget does not."""
-        declared = {name: self._model.estimators[name] for name in self._asked.searches}
         return {
             "training set": made.id,
             "space": {n: s.model_dump(mode="json") for n, s in self._asked.searches.items()},
-            "estimators": {n: e.model_dump(mode="json") for n, e in declared.items()},
+            "estimators": {n: e.model_dump(mode="json") for n, e in self._asked.estimators.items()},
             "stopping": self._asked.rule,
+            "families": self._asked.is_auto,
             "folds": self._asked.num_folds,
             "seed": self._asked.seed,
         }
 
-    def _search(self, ledger: Ledger, folds: Sequence[PreparedFold]) -> str:
+    def _search(self, ledger: Ledger, running: Tasks, shared: Sequence[Any]) -> str:
         asked, model = self._asked, self._model
-        running = tasks(asked.num_parallel)
-        shared = [running.share(fold) for fold in folds]
-        declared: dict[str, Estimator] = {
-            name: for_one_task(model.estimators[name]) for name in asked.searches
-        }
+        configs = {name: for_one_task(config) for name, config in asked.estimators.items()}
 
-        def start(trial: int, fold: int, config: Estimator) -> None:
-            cpus = num_cpus(config)
+        def start(trial: Trial, fold: int) -> None:
+            own, policy = split_values(trial.params)
+            config = with_values(configs[trial.estimator], own, of=f"trial {trial.number}")
             running.start(
-                (trial, fold), measure, shared[fold], config, model.metrics, num_cpus=cpus
+                (trial.number, fold),
+                measure,
+                shared[fold],
+                config,
+                model.metrics,
+                policy,
+                num_cpus=num_cpus(config),
             )
 
         plan = Plan(
             space=Space(
                 searches=asked.searches,
-                declared=declared,
+                declared={
+                    name: declared_values(configs[name], search)
+                    for name, search in asked.searches.items()
+                },
                 seed=asked.seed,
                 metric=model.primary_metric,
                 higher_is_better=model.higher_is_better(model.primary_metric),
             ),
             # The newest first: it says the most of what comes after it.
-            folds=tuple(reversed(range(len(folds)))),
+            folds=tuple(reversed(range(len(shared)))),
             budget=asked.budget,
             rule=asked.rule,
             money_per_cpu_s=self._settings.cost.per_cpu_hour / SECONDS_PER_HOUR,
-            num_cpus={name: num_cpus(config) for name, config in declared.items()},
+            num_cpus={name: num_cpus(config) for name, config in configs.items()},
         )
         known = self._tracking.children(self._tracked) if self._tracked.is_resumed else {}
         hears = Watch(
             changed=partial(self._changed, ledger),
-            ended=partial(self._record, known, len(folds)),
+            ended=partial(self._record, known),
             measured=self._keep_scores,
         )
         return Controller(plan, ledger, running, start, hears).run()
@@ -257,9 +281,38 @@ class _Attempt:
         self._watch(trials)
 
     def _keep_scores(self, trial: int, fold: int, found: Measurement) -> None:
-        """Hear of a fold's scores; what ensembles are chosen by."""
+        """Keep what an ensemble is chosen by, before the ledger says that it is there."""
+        if self._asked.is_auto:
+            keep_scores(self._folder, trial, fold, found.scores)
 
-    def _record(self, known: Mapping[str, tuple[str, bool]], num_folds: int, trial: Trial) -> None:
+    def _with_ensemble(
+        self,
+        tuning: Tuning,
+        ledger: Ledger,
+        folds: Sequence[PreparedFold],
+        running: Tasks,
+        shared: Sequence[Any],
+    ) -> Tuning:
+        """Choose the ensemble, and stand it beside the best of each family."""
+        ranked = best(ledger.trials, metric=tuning.metric, higher_is_better=tuning.higher_is_better)
+        self._progress("ensemble", 0, None, unit="members")
+        chosen, taken = choose_ensemble(
+            self._model, self._asked.estimators, ranked, folds, self._folder
+        )
+        lines = lines_of(self._asked.estimators, ranked, chosen, taken)
+        entries = []
+        for number, (name, config, trials) in enumerate(lines):
+            self._progress("leaderboard", number, len(lines), unit="lines")
+            running.start(name, one_row_latency_us, shared[-1], config, num_cpus=1)
+            latency_us = result_of(running)
+            entries.append(
+                entry(self._model, name, trials, folds, self._folder, latency_us=latency_us)
+            )
+        sign = -1 if tuning.higher_is_better else 1
+        entries.sort(key=lambda each: sign * each.metrics[tuning.metric])
+        return tuning.model_copy(update={"ensemble": chosen, "leaderboard": tuple(entries)})
+
+    def _record(self, known: Mapping[str, tuple[str, bool]], trial: Trial) -> None:
         """Leave the trial as a run beneath the search's."""
         if trial.number in self._recorded:
             return

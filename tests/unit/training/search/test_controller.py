@@ -16,12 +16,14 @@ from penstock.training.declarations import (
     XGBoost,
 )
 from penstock.training.estimators.base import FitJob
+from penstock.training.preprocessing import Preprocessing
 from penstock.training.search.budget import Budget
 from penstock.training.search.controller import Controller, Plan, Watch, best
 from penstock.training.search.ledger import Ledger
 from penstock.training.search.measuring import Measurement, PreparedFold, measure
 from penstock.training.search.proposals import Space
 from penstock.training.search.tasks import Here
+from penstock.training.search_declarations import with_values
 from penstock.training.validation import Examples
 
 METRIC = "average_precision"
@@ -44,6 +46,7 @@ def fold(seed):
     return PreparedFold(
         train=rows[:200],
         train_labels=labels[:200],
+        scaling=Preprocessing(means=np.zeros(5), scales=np.ones(5)),
         job=FitJob(name="trial", checkpoints=Path()),
         test=rows[200:],
         test_rows=Examples(features=np.empty((100, 0)), labels=labels[200:], frame=pl.DataFrame()),
@@ -53,7 +56,7 @@ def fold(seed):
 def plan(*, trials=10, rule="none", **more):
     space = Space(
         searches={"linear": LINEAR},
-        declared={"linear": LogisticRegression()},
+        declared={"linear": {"inverse_regularization": 1.0}},
         seed=0,
         metric=METRIC,
         higher_is_better=True,
@@ -74,7 +77,8 @@ def plan(*, trials=10, rule="none", **more):
 class Searching:
     """A search of a file, which counts its fits."""
 
-    def __init__(self, file, asked, *, kill_after=None, fit=told):
+    def __init__(self, file, asked, *, kill_after=None, fit=told, declared=None):
+        declared = declared or LogisticRegression()
         self.fits = []
         self.ledger = Ledger(file, {"seed": asked.space.seed})
         tasks = Here()
@@ -85,8 +89,10 @@ class Searching:
             self.fits.append((number, place))
             return fit(place, config)
 
-        def start(number, place, config):
-            tasks.start((number, place), counted, number, place, config, num_cpus=1)
+        def start(trial, place):
+            config = with_values(declared, trial.params, of="a trial")
+            key = trial.number, place
+            tasks.start(key, counted, *key, config, num_cpus=1)
 
         self.seen = []
         self.ended = []
@@ -205,7 +211,7 @@ class TestRealFits:
         folds = [fold(seed) for seed in range(len(FOLDS))]
         space = Space(
             searches={"boosted": Search(num_rounds=Ints(1, 3))},
-            declared={"boosted": XGBoost(num_rounds=2)},
+            declared={"boosted": {"num_rounds": 2}},
             seed=0,
             metric=METRIC,
             higher_is_better=True,
@@ -213,6 +219,7 @@ class TestRealFits:
         search = Searching(
             tmp_path / "a",
             plan(trials=3, space=space, num_cpus={"boosted": 1}),
+            declared=XGBoost(num_rounds=2),
             fit=lambda place, config: measure(folds[place], config, [AveragePrecision()]),
         )
         search.run()

@@ -6,10 +6,7 @@ from penstock.training.declarations import (
     Choice,
     Floats,
     Ints,
-    LogisticRegression,
     Search,
-    TorchMLP,
-    XGBoost,
 )
 from penstock.training.search.ledger import Measured, Trial
 from penstock.training.search.proposals import Space, propose
@@ -20,9 +17,9 @@ LINEAR = Search(inverse_regularization=Floats(0.001, 100.0, log=True))
 
 def space(**searches):
     declared = {
-        "boosted": XGBoost(),
-        "linear": LogisticRegression(),
-        "net": TorchMLP(hidden_sizes=(8,)),
+        "boosted": {"max_depth": 6, "learning_rate": 0.3},
+        "linear": {"inverse_regularization": 1.0},
+        "net": {"hidden_sizes": (8,)},
     }
     return Space(searches=searches, declared=declared, seed=3, metric="ap", higher_is_better=True)
 

@@ -10,7 +10,7 @@ from penstock.errors import UserError
 from penstock.features.build import build
 from penstock.features.store import apply
 from penstock.training.declarations import Floats, LogisticRegression, Search, load_model
-from penstock.training.search.asked import Asked, declared_search
+from penstock.training.search.asked import Asked, declared_search, families_of
 from penstock.training.search.budget import Budget
 from penstock.training.search.tuning import tune, tuned_model, tuning_folder
 from penstock.training.tracking import Tracking
@@ -33,7 +33,15 @@ def model(settings):
 
 
 def asked(**more):
-    return Asked(**{"searches": LINEAR, "budget": Budget(num_trials=3), "num_folds": 2, **more})
+    return Asked(
+        **{
+            "searches": LINEAR,
+            "estimators": {"logistic_regression": LogisticRegression()},
+            "budget": Budget(num_trials=3),
+            "num_folds": 2,
+            **more,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +122,42 @@ class TestRefusals:
 def test_the_record_lies_with_the_search(settings, found):
     names = {file.name for file in tuning_folder(settings, found.run_id).iterdir()}
     assert {"ledger.jsonl", "tuning.json"} <= names
+
+
+@pytest.fixture(scope="module")
+def searched(settings, model):
+    searches, estimators = families_of(model)
+    few = ("linear", "lightgbm")
+    wanted = asked(
+        searches={name: searches[name] for name in few},
+        estimators={name: estimators[name] for name in few},
+        is_auto=True,
+        budget=Budget(num_trials=3),
+    )
+    return tune(settings, model, wanted, request_id="auto")
+
+
+class TestAuto:
+    """Families that are fast to fit, as `--auto` searches all of them."""
+
+    def test_the_ensemble_is_no_worse_than_any_family_on_the_rows_that_chose_it(self, searched):
+        values = {each.name: each.metrics[searched.metric] for each in searched.leaderboard}
+        assert values["ensemble"] >= max(values.values()) - 1e-9
+        assert {"ensemble", "linear", "lightgbm"} == set(values)
+
+    def test_each_line_has_an_interval_a_fit_time_and_a_latency(self, searched):
+        for each in searched.leaderboard:
+            assert each.low <= each.metrics[searched.metric] <= each.high
+            assert each.fit_s > 0
+            assert 0 < each.latency_us < 1e6
+
+    def test_it_becomes_one_estimator_of_the_model(self, searched, model):
+        tuned, name = tuned_model(model, searched)
+        assert name == "auto"
+        assert tuned.estimator(name) == searched.ensemble
+        assert sum(searched.ensemble.shares) == pytest.approx(1.0)
+
+    def test_every_family_that_suits_the_label_is_searched(self, model):
+        searches, estimators = families_of(model)
+        assert list(searches) == ["linear", "forest", "xgboost", "lightgbm", "mlp"]
+        assert {estimator.task for estimator in estimators.values()} == {"binary"}
