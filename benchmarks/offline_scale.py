@@ -160,7 +160,7 @@ def main() -> None:
     given = parser.parse_args()
     if not WORK_MEMORY.items() <= os.environ.items():
         # A process reads them when it starts.
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORK_MEMORY)
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORK_MEMORY)  # noqa: S606  # itself, again
     small, large = given.rows // 10, given.rows
     import ray
 
