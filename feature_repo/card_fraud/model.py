@@ -9,6 +9,7 @@ from penstock.training.declarations import (
     DecisionTree,
     Floats,
     GatePolicy,
+    IntendedUse,
     Ints,
     LeakAlarm,
     LightGBM,
@@ -21,6 +22,7 @@ from penstock.training.declarations import (
     RocAuc,
     Search,
     ServingPolicy,
+    Slice,
     TimeSplit,
     TopGroupsPrecision,
     TorchMLP,
@@ -87,6 +89,17 @@ model = Model(
     leak_alarm=LeakAlarm(metric="average_precision", max_plausible=0.75),
     gate=GatePolicy(metric="average_precision", min_gain=-0.005),
     serving=ServingPolicy(decision_threshold=0.5),
+    intended_use=IntendedUse(
+        purpose="to choose the payments, and the cards, that a person looks at",
+        users="investigators, who look at about a hundred cards a day",
+        not_for=("to block a payment with nobody asked", "to judge a customer beyond their card"),
+    ),
+    limits=("The payments are simulated: no claim about a bank's own can be made from them.",),
+    slices=(
+        Slice(feature="TX_AMOUNT", edges=(25.0, 100.0, 220.0)),
+        Slice(feature="TX_DURING_NIGHT"),
+        Slice(feature="TX_DURING_WEEKEND"),
+    ),
     published=(
         _published("logistic_regression", 0.871, 0.606, 0.291),
         _published("decision_tree", 0.763, 0.496, 0.241),

@@ -4,6 +4,7 @@ Each command loads the settings before it imports the registry: that keeps MLflo
 """
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from penstock.settings import Settings
 
 models = typer.Typer(
-    help="Model versions: list, compare, promote, roll back, verify.", no_args_is_help=True
+    help="Model versions: list, compare, promote, roll back, verify, describe.",
+    no_args_is_help=True,
 )
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
@@ -212,6 +214,42 @@ def verify(
             )
 
     emit(checked, as_json=as_json, render=render)
+
+
+@models.command()
+def card(
+    name: _Name,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="The version; without it, the champion.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The folder to write to; made when it is not there.")
+    ] = Path(),
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a version's model card, as Markdown and as one HTML file, from its signed files."""
+    from penstock.settings import load_settings
+
+    settings = load_settings()
+    from penstock.registry.card_page import write_card
+    from penstock.registry.package import verify as verify_package
+    from penstock.registry.versions import ModelRegistry
+
+    registry = ModelRegistry(settings)
+    found = registry.resolve(name, version)
+    package = verify_package(registry.folder(name, found.version), settings, digest=found.digest)
+    moves = [move for move in registry.moves(name) if found.version == move.to_version]
+    standing = [
+        f"aliases: {', '.join(found.aliases) or 'none'}",
+        *(f"{move.at:%Y-%m-%d %H:%M} UTC, {move.kind}: {move.reason}" for move in moves),
+    ]
+    files = [str(file) for file in write_card(package, out, standing=standing)]
+
+    def render(console: Console) -> None:
+        for file in files:
+            console.print(file, highlight=False, soft_wrap=True)
+
+    emit({"name": name, "version": found.version, "files": files}, as_json=as_json, render=render)
 
 
 def _compared_metrics(settings: "Settings", found: "list[ModelVersion]") -> list[str]:

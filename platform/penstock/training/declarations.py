@@ -13,6 +13,9 @@ from penstock.errors import DeclarationError, unknown_name
 from penstock.handover import ServingPolicy as ServingPolicy
 from penstock.records import Declaration, Record
 from penstock.settings import Settings
+from penstock.training.card_declarations import IntendedUse as IntendedUse
+from penstock.training.card_declarations import Slice as Slice
+from penstock.training.card_declarations import extra_columns
 from penstock.training.estimator_declarations import BoostingStop as BoostingStop
 from penstock.training.estimator_declarations import DecisionTree as DecisionTree
 from penstock.training.estimator_declarations import Ensemble as Ensemble
@@ -149,6 +152,11 @@ class Model(Declaration):
     leak_alarm: LeakAlarm | None = None
     gate: GatePolicy
     serving: ServingPolicy = ServingPolicy()
+    intended_use: IntendedUse | None = None
+    limits: tuple[str, ...] = ()
+    """What a person must know before relying on it, for the model card."""
+    slices: tuple[Slice, ...] = ()
+    """Parts of the test rows that the model card shows by themselves."""
     published: tuple[PublishedResult, ...] = ()
     published_source: str | None = None
     published_tolerance: float = 0.01
@@ -231,9 +239,9 @@ class Model(Declaration):
 
     @property
     def group_columns(self) -> tuple[str, ...]:
-        """The columns, beside features and label, that the split and the metrics look at."""
+        """The columns, beside features and label, that split, metrics and slices look at."""
         groups = [m.group for m in self.metrics if isinstance(m, TopGroupsPrecision)]
-        groups += [*groups_of(self.split), *groups_of(self.folds)]
+        groups += [*groups_of(self.split), *groups_of(self.folds), *extra_columns(self.slices)]
         return tuple(dict.fromkeys(groups))
 
     def rank(self, metrics: Mapping[str, float]) -> float:

@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import orjson
 import polars as pl
 
-from penstock.errors import DeclarationError, GateRefusedError
-from penstock.features.online import OnlineReader
+from penstock.errors import GateRefusedError
 from penstock.features.training_set import (
     TrainingSet,
     content_digest,
@@ -30,6 +28,7 @@ from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Sc
 from penstock.training.folds import Counts, EventTimes, FittedFolds, count_folds, fit_folds
 from penstock.training.metrics import curves, evaluate
 from penstock.training.model_rows import rows_of, tracked_training_set
+from penstock.training.run_record import signature, training_facts
 from penstock.training.runs import (
     PATCH_FILE,
     RUN_FILE,
@@ -283,67 +282,25 @@ class _Attempt:
         folds: FittedFolds,
         baseline: Mapping[str, float],
     ) -> None:
+        settings, model = self._settings, self._model
         bundle.write(
             Path(run.bundle_path),
             preprocessing=folds.scaling,
             fitted=folds.fitted,
             graph=folds.graph,
-            signature=self._signature(training_set),
-            training={
-                **run.model_dump(mode="json", exclude={"bundle_path"}),
-                "config": self._config.model_dump(mode="json"),
-                "declaration": self._declaration(),
-                "split": self._model.split.model_dump(mode="json"),
-                "preprocessing": self._model.preprocessing.model_dump(mode="json"),
-                "packages": self._packages,
-                **({f"{self._model.baseline} as it is": baseline} if baseline else {}),
-            },
+            signature=signature(settings, model, self._name, training_set),
+            training=training_facts(
+                settings, model, run, folds, packages=self._packages, baseline=baseline
+            ),
         )
-
-    def _declaration(self) -> Mapping[str, Any]:
-        """The model as it was declared, with this one estimator: what a run is made again from."""
-        only = self._model.model_copy(
-            update={
-                "estimators": {self._name: self._config},
-                "default_estimator": self._name,
-                "search": {},
-                "published": (),
-                "published_on_folds": (),
-            }
-        )
-        return only.model_dump(mode="json")
-
-    def _signature(self, training_set: TrainingSet) -> Mapping[str, Any]:
-        model = self._model
-        reader = OnlineReader.open(self._settings, model.use_case, model.feature_service)
-        try:
-            served = reader.feature_names
-            request_fields = [field.model_dump(mode="json") for field in reader.request_fields]
-        finally:
-            reader.close()
-        if served != training_set.feature_names:
-            raise DeclarationError(
-                f"the feature service {model.feature_service} has changed since the training set "
-                f"{training_set.id[:12]} was built",
-                next_step="train again",
-            )
-        return {
-            "model": model.name,
-            "estimator": self._name,
-            "use_case": model.use_case,
-            "feature_service": model.feature_service,
-            "feature_names": list(training_set.feature_names),
-            "request_fields": request_fields,
-            "label": model.label,
-            "threshold": model.serving.decision_threshold,
-            "serving": model.serving.model_dump(mode="json"),
-        }
 
     def _draw(self, folder: Path, folds: FittedFolds, metrics: dict[str, float], run: Run) -> None:
         if self._model.task == "binary":
             plots.draw(curves(folds.test.labels, folds.scores), metrics, folder)
-        else:
+        elif self._model.task == "regression":
             plots.draw_numbers(folds.test.labels, folds.scores, folder)
+        else:
+            plots.draw_scores(folds.scores, folder)
         option = orjson.OPT_INDENT_2
         (folder / "environment.json").write_bytes(orjson.dumps(self._packages, option=option))
         if self._code.patch:

@@ -139,3 +139,17 @@ def test_a_name_that_no_model_has_is_the_users_mistake(run: Run, command: str):
         with pytest.raises(NotFoundError, match="spills") as caught:
             run(command, name)
         assert caught.value.exit_code == 2
+
+
+class TestCard:
+    def test_the_signed_card_is_written_and_a_page_made_of_it(self, run: Run, tmp_path: Path):
+        written = as_json(run("card", "spills", "--version", 2, "--out", tmp_path / "c", "--json"))
+        markdown, page = map(Path, written["files"])
+        assert (markdown.name, page.name) == ("spills-2.md", "spills-2.html")
+        assert markdown.read_text() == "# card"
+        assert "aliases: challenger" in page.read_text()
+
+    def test_a_card_that_is_not_the_signed_one_is_not_shown(self, run: Run, project: Settings):
+        (project.models_path / "spills/2/card.md").write_text("# all is well")
+        with pytest.raises(IntegrityError, match=r"card\.md"):
+            run("card", "spills", "--version", 2)
