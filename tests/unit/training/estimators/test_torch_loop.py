@@ -1,5 +1,7 @@
 """The training loop: what comes after a loss, when it ends, and that it needs nothing of ours."""
 
+import ast
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from penstock.training.estimators.torch_checkpoints import FolderJournal, Forget
 from penstock.training.estimators.torch_loop import best_epoch, is_over, train
 from penstock.training.estimators.torch_rows import Order, Seat, hold
 from penstock.training.torch_declarations import EarlyStopping
+from projects import REPO_ROOT
 
 NUM_ROWS, NUM_FEATURES = 50, 4
 generator = torch.Generator().manual_seed(3)
@@ -255,19 +258,69 @@ class TestEarlyStopping:
         assert float(loss) == pytest.approx(outcome.history[best]["validation_loss"], rel=1e-5)
 
 
-def test_a_machine_with_torch_alone_runs_the_loop():
-    # The child refuses what such a machine does not have; pydantic is among it.
+GPU_SCRIPT = REPO_ROOT / "benchmarks/_train_gpu.py"
+
+
+def imports_of(file):
+    """Give the modules that a file imports when it is run; what only types need is left out."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_the_loop_imports_torch_and_numpy_alone():
+    waiting, seen, found = [GPU_SCRIPT], set(), set()
+    while waiting:
+        for name in set(imports_of(waiting.pop())) - seen:
+            seen.add(name)
+            file = REPO_ROOT / "platform" / f"{name.replace('.', '/')}.py"
+            if file.is_file():
+                waiting.append(file)
+            found.add(name.partition(".")[0])
+    assert "penstock.training.estimators.torch_steps" in seen
+    assert found - sys.stdlib_module_names - {"penstock"} == {"torch", "numpy"}
+
+
+@pytest.mark.slow
+def test_a_machine_with_torch_alone_measures_its_device():
+    # The child refuses what such a machine does not have.
     code = """
-import sys
-absent = ("ray", "feast", "mlflow", "pydantic", "polars", "pyarrow", "psutil", "onnx")
+import runpy, sys
+absent = ("ray", "feast", "mlflow", "pydantic", "polars", "pyarrow", "psutil")
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-from penstock.training.estimators import torch_loop, torch_placement, torch_checkpoints
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    tiny = "--rows 2048 --features 8 --width 16 --layers 2 --batch 256 --product 64 --no-compile"
+
+    def run(*options):
+        return subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.argv = {[str(GPU_SCRIPT), *options]}\n{code}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    measured = run("--device", "cpu", *tiny.split())
+    assert measured.returncode == 0, measured.stderr
+    found = json.loads(measured.stdout.splitlines()[-1])
+    assert found["device"] == "CPU"
+    losses = {way["last_loss"] for way in found["ways"].values()}
+    assert max(losses) - min(losses) < 0.01
+    if not torch.cuda.is_available():
+        refused = run()
+        assert refused.returncode == 2
+        assert "there is no GPU here" in refused.stderr
 
 
 def test_any_object_with_the_fields_is_a_declaration():
