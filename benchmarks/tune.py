@@ -152,7 +152,7 @@ def ours(folds, given, cores, file, *, rule):
     tasks = OnRay(cores)
     shared = [tasks.share(fold) for fold in folds]
     plan = Plan(
-        # A declared depth outside of the space: both begin with what they draw.
+        # Nothing is declared: the first trial is the lowest of each, and small.
         space=Space(
             searches={"xgboost": space()},
             declared={"xgboost": dict.fromkeys(space().dimensions, -1)},

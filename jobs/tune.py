@@ -33,7 +33,8 @@ def main() -> None:
         from penstock.training.search.asked import Asked, declared_search, families_of
         from penstock.training.search.budget import Budget
         from penstock.training.search.live import table_of
-        from penstock.training.search.tuning import tune, tuned_model
+        from penstock.training.search.tuning import tune
+        from penstock.training.search.winner import tuned_model
         from penstock.training.trainer import train
 
         settings, more = running.settings, {"progress": running.progress}

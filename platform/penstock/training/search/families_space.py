@@ -1,7 +1,7 @@
 """What is searched where nothing is declared: the families, their fields, and the scaling."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from penstock.training.declarations import (
     Choice,
@@ -29,40 +29,46 @@ _BOOSTED = {
     "subsample": Floats(0.5, 1.0),
     "column_sample_by_tree": Floats(0.4, 1.0),
     "min_child_weight": Floats(0.01, 30.0, log=True),
+    "max_bins": Choice([256, 1024, 4096]),
 }
 
 
 def families(model: Model) -> dict[str, tuple[Estimator, Search]]:
-    """Give each family that suits the model's label, as it is by default, and its space."""
-    linear: tuple[Estimator, Search]
-    if model.task == "binary":
-        linear = (
-            LogisticRegression(),
-            Search(inverse_regularization=Floats(1e-3, 100.0, log=True), scaling=_SCALINGS),
-        )
-    else:
-        linear = Ridge(), Search(penalty=Floats(1e-3, 1e3, log=True), scaling=_SCALINGS)
+    """Give each family that suits the model's label, and its space.
+
+    A family begins as the model declares it, where it declares one of its kind.
+    """
     loss = _loss(model)
-    criterion: Literal["gini", "squared_error"] = (
-        "gini" if model.task == "binary" else "squared_error"
+    is_binary = model.task == "binary"
+    line = LogisticRegression if is_binary else Ridge
+    strength = "inverse_regularization" if is_binary else "penalty"
+    small_net = TorchMLP(loss=loss, num_epochs=10)
+    forest = RandomForest(
+        criterion="gini" if is_binary else "squared_error", max_depth=20, min_samples_leaf=2
     )
     return {
-        "linear": linear,
+        "linear": (
+            _declared(model, line()),
+            Search(**{strength: Floats(1e-3, 100.0, log=True), SCALING: _SCALINGS}),
+        ),
         "forest": (
-            RandomForest(criterion=criterion, max_depth=20, min_samples_leaf=2),
+            _declared(model, forest),
             Search(
                 num_trees=Ints(50, 200),
                 max_depth=Ints(6, 30),
                 min_samples_leaf=Ints(1, 30, log=True),
             ),
         ),
-        "xgboost": (XGBoost(loss=loss), Search(max_depth=Ints(2, 9), **_BOOSTED)),
+        "xgboost": (
+            _declared(model, XGBoost(loss=loss)),
+            Search(max_depth=Ints(2, 9), **_BOOSTED),
+        ),
         "lightgbm": (
-            LightGBM(loss=loss),
+            _declared(model, LightGBM(loss=loss)),
             Search(num_leaves=Ints(4, 127, log=True), **_BOOSTED),
         ),
         "mlp": (
-            TorchMLP(loss=loss, num_epochs=10),
+            _declared(model, small_net),
             Search(
                 hidden_sizes=Choice([(32,), (64, 64), (128, 64)]),
                 num_epochs=Ints(4, 20),
@@ -73,6 +79,11 @@ def families(model: Model) -> dict[str, tuple[Estimator, Search]]:
             ),
         ),
     }
+
+
+def _declared(model: Model, otherwise: Estimator) -> Estimator:
+    same = (each for each in model.estimators.values() if type(each) is type(otherwise))
+    return next(same, otherwise)
 
 
 def _loss(model: Model) -> Loss:

@@ -37,7 +37,7 @@ class Space:
 
     searches: Mapping[str, Search]
     declared: Mapping[str, Mapping[str, Any]]
-    """Each estimator's values as declared: tried first, where they lie in the space."""
+    """Each estimator's values as declared: tried first, moved into the space where outside."""
     seed: int
     metric: str
     higher_is_better: bool
@@ -46,8 +46,8 @@ class Space:
 def propose(space: Space, trials: Sequence[Trial]) -> tuple[str, dict[str, Any]]:
     """Give the next trial's estimator and values.
 
-    The first trials are the declared estimators themselves: what is found is never worse than what
-    is declared, on the folds that decide.
+    The first trials are the declared estimators themselves: where these lie in the space, what is
+    found is never worse than what is declared, on the folds that decide.
     """
     first = _declared(space, len(trials))
     if first is not None:
@@ -59,17 +59,19 @@ def _declared(space: Space, number: int) -> tuple[str, dict[str, Any]] | None:
     if number >= len(space.searches):
         return None
     name, search = list(space.searches.items())[number]
-    declared = space.declared[name]
-    values = {field: declared[field] for field in search.dimensions}
-    if all(_holds(search.dimensions[field], value) for field, value in values.items()):
-        return name, values
-    return None
+    values = space.declared[name]
+    return name, {
+        field: _within(dimension, values[field]) for field, dimension in search.dimensions.items()
+    }
 
 
-def _holds(dimension: Ints | Floats | Choice, value: Any) -> bool:
+def _within(dimension: Ints | Floats | Choice, value: Any) -> Any:
+    """Give the value, or the nearest in the space; no limit at all is nearest to the highest."""
     if isinstance(dimension, Choice):
-        return value in dimension.options
-    return isinstance(value, int | float) and dimension.low <= value <= dimension.high
+        return value if value in dimension.options else dimension.options[0]
+    if value is None:
+        return dimension.high
+    return min(max(value, dimension.low), dimension.high)
 
 
 def _ask(space: Space, trials: Sequence[Trial]) -> tuple[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from penstock.errors import unknown_name
+from penstock.errors import UserError
 from penstock.features.training_set import (
     TrainingSet,
     build_training_set,
@@ -40,14 +40,12 @@ from penstock.training.search.native_fits import for_one_task, num_cpus
 from penstock.training.search.proposals import Space
 from penstock.training.search.summary import Tuning, axes, summarise
 from penstock.training.search.tasks import Tasks, result_of, tasks
+from penstock.training.search.winner import AUTO
 from penstock.training.search_declarations import with_values
 from penstock.training.selection import first_event
 from penstock.training.study_folds import StudyFolds, study_folds
 from penstock.training.tracking import TrackedRun, Tracking
 
-TUNED_SUFFIX = "_tuned"
-AUTO = "auto"
-"""The name of the estimator that a search of families ends with."""
 _TRAINING_SET_TAG = "penstock.training_set"
 _TRIAL_TAG = "penstock.trial_state"
 _RESULT_FILE = "tuning.json"
@@ -110,22 +108,6 @@ def read_tuning(settings: Settings, run_id: str) -> Tuning | None:
     """Read the record of a search that is over; None where there is none."""
     file = tuning_folder(settings, run_id) / _RESULT_FILE
     return Tuning.model_validate_json(file.read_bytes()) if file.is_file() else None
-
-
-def tuned_model(model: Model, tuning: Tuning) -> tuple[Model, str]:
-    """Give the model with the best parameters as an estimator more, and that one's name."""
-    if tuning.ensemble is not None:
-        return model.model_copy(
-            update={"estimators": {**model.estimators, AUTO: tuning.ensemble}}
-        ), AUTO
-    winner = tuning.winner
-    if winner.estimator not in model.estimators:
-        raise unknown_name(f"estimator of {model.name}", winner.estimator, model.estimators)
-    config = with_values(
-        model.estimators[winner.estimator], winner.params, of=f"trial {winner.number}"
-    )
-    name = f"{winner.estimator}{TUNED_SUFFIX}"
-    return model.model_copy(update={"estimators": {**model.estimators, name: config}}), name
 
 
 class _Attempt:
@@ -192,12 +174,18 @@ class _Attempt:
             known = self._tracked.tag(_TRAINING_SET_TAG)
             if known:
                 return load_training_set(self._settings, known)
+        label = self._model.label
+        if label is None:
+            raise UserError(
+                f"{self._model.name} has no label, so no trial is better than another",
+                allowed="a model with a label",
+            )
         made = build_training_set(
             self._settings,
             use_case=self._model.use_case,
             service=self._model.feature_service,
             label_table=self._model.label_table,
-            label=self._model.label,
+            label=self._model.known_label,
             start=plan.start,
             end=plan.end,
             extra_columns=self._model.group_columns,

@@ -47,9 +47,11 @@ class TestPropose:
             {"max_depth": 6, "learning_rate": 0.3},
         )
 
-    def test_what_is_declared_outside_of_the_space_is_not_tried(self):
-        _, params = propose(space(boosted=Search(max_depth=Ints(7, 9))), [])
-        assert 7 <= params["max_depth"] <= 9
+    def test_what_is_declared_outside_of_the_space_is_moved_into_it(self):
+        outside = Search(max_depth=Ints(7, 9), learning_rate=Floats(0.01, 0.1))
+        assert propose(space(boosted=outside), [])[1] == {"max_depth": 7, "learning_rate": 0.1}
+        sizes = Search(hidden_sizes=Choice([(16,), (32,)]))
+        assert propose(space(net=sizes), [])[1] == {"hidden_sizes": (16,)}
 
     def test_a_proposal_follows_from_what_is_recorded_and_nothing_else(self):
         asked = space(boosted=BOOSTED)

@@ -12,7 +12,8 @@ from penstock.features.store import apply
 from penstock.training.declarations import Floats, LogisticRegression, Search, load_model
 from penstock.training.search.asked import Asked, declared_search, families_of
 from penstock.training.search.budget import Budget
-from penstock.training.search.tuning import tune, tuned_model, tuning_folder
+from penstock.training.search.tuning import tune, tuning_folder
+from penstock.training.search.winner import tuned_model
 from penstock.training.tracking import Tracking
 
 LINEAR = {"logistic_regression": Search(inverse_regularization=Floats(1e-4, 10.0, log=True))}
