@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--since", type=datetime.fromisoformat, help="served from then on (UTC)")
     parser.add_argument("--until", type=datetime.fromisoformat, help="served before then (UTC)")
     given = parser.parse_args()
-    with job("audit") as running:
+    with job("audit", use_case=given.use_case) as running:
         report = audit(
             running.settings,
             given.use_case,

@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("use_case", help="a folder of the feature repo")
     parser.add_argument("--online", action="store_true", help="then bring the newest rows online")
     arguments = parser.parse_args()
-    with job("build_features") as running:
+    with job("build_features", use_case=arguments.use_case) as running:
         built = build(running.settings, arguments.use_case, running.progress)
         result = {"feature_tables": [table.model_dump(mode="json") for table in built]}
         if arguments.online:

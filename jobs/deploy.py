@@ -12,6 +12,7 @@ def main() -> None:
     parser.add_argument("--version", type=int, help="the model version; without it, the champion")
     parser.add_argument("--remove", action="store_true", help="stop serving the model instead")
     arguments = parser.parse_args()
+    # On no budget: a way back, or an end, must be open however much was spent.
     with job("deploy") as running:
         from penstock.registry.versions import resolve
         from penstock.serving.deploy import deploy, undeploy

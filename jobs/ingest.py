@@ -19,7 +19,7 @@ def main() -> None:
         "--query-file", type=Path, help="JSON with url and query of an SQL source; deleted"
     )
     given = parser.parse_args()
-    with job("ingest") as running:
+    with job("ingest", use_case=given.table.partition(".")[0]) as running:
         sources: list[Source] = [FileSource(path=path.absolute()) for path in given.files]
         if given.query_file:
             sources.append(take_query(given.query_file))

@@ -15,7 +15,7 @@ def main() -> None:
         "--until", type=datetime.fromisoformat, help="leave out rows after this time (UTC)"
     )
     arguments = parser.parse_args()
-    with job("materialize") as running:
+    with job("materialize", use_case=arguments.use_case) as running:
         views = materialize(
             running.settings, arguments.use_case, until=arguments.until, progress=running.progress
         )

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--version", type=int, help="model version; the champion if left out")
     parser.add_argument("--table-version", type=int, help="the newest if left out")
     given = parser.parse_args()
-    with job("score") as running:
+    with job("score", use_case=given.use_case) as running:
         # Here, not above: the settings keep MLflow from calling home, and come first.
         from penstock.registry.versions import resolve
         from penstock.serving.batch import score_table

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--service", help="the candidates; the model's own service if left out")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    with job("select_features", worker_imports=_WORKER_IMPORTS) as running:
+    with job("select_features", use_case=given.use_case, worker_imports=_WORKER_IMPORTS) as running:
         from penstock.training.declarations import load_model
         from penstock.training.selection import select
 

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--until-idle", type=float, help="end after so many seconds of nothing")
     parser.add_argument("--rebuild", action="store_true", help="make states and rows again first")
     given = parser.parse_args()
-    with job("stream") as running:
+    with job("stream", use_case=given.use_case) as running:
         # Here, not above: Feast takes seconds, and a wrong argument is told before.
         from penstock.features.streaming import run
         from penstock.serving import server

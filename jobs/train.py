@@ -26,12 +26,13 @@ def main() -> None:
     parser.add_argument("--promote", action="store_true", help="make the best the champion")
     parser.add_argument("--code-state", help="what the command found, where no .git comes along")
     given = parser.parse_args()
-    with job("train", worker_imports=_WORKER_IMPORTS) as running:
+    with job("train", use_case=given.use_case, worker_imports=_WORKER_IMPORTS) as running:
         # Here, not above: the settings keep MLflow from calling home, and come first.
         from penstock.registry.candidates import compare, names_to_train, promote_once
         from penstock.registry.registration import register
         from penstock.training.code_state import receive
         from penstock.training.declarations import load_model
+        from penstock.training.planned_cost import label_rows, subject_of
         from penstock.training.trainer import train
 
         settings = running.settings
@@ -42,14 +43,18 @@ def main() -> None:
             request_id = f"{running.request_id}-{name}"
             return train(settings, model, estimator=name, request_id=request_id, **more)
 
+        names = names_to_train(model, given.estimator, every=given.all)
+        account = running.account
+        account.describe(subject=subject_of(names), num_rows=label_rows(settings, model))
         found = compare(
             model,
-            names_to_train(model, given.estimator, every=given.all),
+            names,
             train=train_one,
             register=partial(register, settings),
             promote=partial(promote_once, settings, model.name) if given.promote else None,
             progress=running.progress,
         )
+        account.describe(model_versions=tuple(v.label for _, v in found.trained))
         if found.trained:
             running.finish(found.report(model.name))
         if found.failures:

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--end", type=_utc, help="the time to stop before (UTC)")
     parser.add_argument("--table", help="write the rows to this table too")
     arguments = parser.parse_args()
-    with job("training_set") as running:
+    with job("training_set", use_case=arguments.use_case) as running:
         model = load_model(running.settings, arguments.use_case)
         made = build_training_set(
             running.settings,

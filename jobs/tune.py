@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--code-state", help="what the command found, where no .git comes along")
     given = parser.parse_args()
-    with job("tune", worker_imports=_WORKER_IMPORTS) as running:
+    with job("tune", use_case=given.use_case, worker_imports=_WORKER_IMPORTS) as running:
         # Here, not above: the settings keep MLflow from calling home, and come first.
         from penstock.registry.registration import register
         from penstock.training.code_state import receive

@@ -12,8 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.cluster import connection, local, processes, tokens
+from penstock.cluster import connection, ledger, local, processes, tokens
+from penstock.cluster.jobs import submission_id_of
+from penstock.cluster.ledger import JobCost
 from penstock.cluster.local import LocalCluster
+from penstock.cluster.settlement import settle_open_records
 from penstock.errors import ClusterError
 from penstock.serving.client import open_directly
 from projects import Project
@@ -138,6 +141,18 @@ class TestJobs:
         _, _, errors = demo(small, "killed", "1")
         assert "JobFailedError" in errors
         assert errors.strip().endswith("137")
+
+    def test_what_a_killed_job_took_is_counted_and_ray_says_how_it_ended(self, small):
+        request_id = f"killed-{os.getpid()}"
+        demo(small, "killed", "1", request_id=request_id)
+        job_id = submission_id_of("demo", request_id)
+
+        def record() -> JobCost:
+            return next(c for c in ledger.read_all(small.settings) if c.job_id == job_id)
+
+        assert (record().kind, record().state) == ("demo", "running")
+        settle_open_records(small.settings)
+        assert record().state == "failed"
 
     def test_one_request_is_one_job_for_two_commands_at_once(self, small):
         request_id = f"request-{os.getpid()}"

@@ -11,7 +11,7 @@ from penstock.errors import PenstockError, storage_full
 
 _ORDER = (
     "up", "init", "sample", "data", "features", "train", "tune", "results", "reproduce", "models",
-    "deploy", "predict", "undeploy", "score", "status", "doctor", "down",
+    "deploy", "predict", "undeploy", "score", "cost", "status", "doctor", "down",
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def options(
 
 _MODULES = (
     "cluster", "init", "sample", "data", "features", "feature_study", "training_sets", "stream",
-    "audit", "train", "tune", "reproduce", "models", "serve", "score",
+    "audit", "train", "tune", "reproduce", "models", "serve", "score", "cost",
 )  # fmt: skip
 for _name in _MODULES:
     importlib.import_module(f"penstock.cli.{_name}").register(app)

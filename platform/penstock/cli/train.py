@@ -45,6 +45,9 @@ def train(
     and_register: Annotated[
         bool, typer.Option("--register", help="After --folds, train and register as well.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost, and start nothing.")
+    ] = False,
     request_id: RequestId = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -76,6 +79,16 @@ def train(
     if train_all:
         arguments += ["--all"]
     is_training = not folds or and_register or promote
+    if dry_run:
+        from penstock.cli.cost import render_plans
+        from penstock.training.planned_cost import plan
+
+        names = list(model.estimators) if train_all else estimator or [model.default_estimator]
+        plans = [plan(settings, model, names, kind="measure")] if folds else []
+        if is_training:
+            plans.append(plan(settings, model, names, kind="train"))
+        emit(plans, as_json=as_json, render=lambda console: render_plans(console, plans))
+        return
     code = hand_over(settings, take(settings))
     steps = [("measure", [*arguments, *code])] if folds else []
     if is_training:

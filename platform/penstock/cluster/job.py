@@ -14,6 +14,7 @@ from typing import Any
 
 from penstock import logs
 from penstock.cluster import markers
+from penstock.cluster.account import Account, left
 from penstock.cluster.connection import connect
 from penstock.errors import PenstockError, storage_full
 from penstock.logs import redact
@@ -34,13 +35,22 @@ _EXIT_AFTER_SIGTERM = 128 + signal.SIGTERM
 class RunningJob:
     """What a job's code works with."""
 
-    def __init__(self, name: str, settings: Settings, request_id: str, report: "Reporter") -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        request_id: str,
+        report: "Reporter",
+        account: Account,
+    ) -> None:
         self.name = name
         self.settings = settings
         self.request_id = request_id
         """The same for every attempt at one request: what makes a job's steps idempotent."""
         self.progress: Progress = report.progress
         self.table: Callable[[markers.TableMarker], None] = report.table
+        self.account = account
+        """What the job takes; say there what it is about."""
         self._report = report
 
     def finish(self, result: Record | Mapping[str, Any]) -> None:
@@ -111,15 +121,19 @@ def _write_line(text: str) -> None:
 
 
 @contextmanager
-def job(name: str, *, worker_imports: Sequence[str] = ()) -> Iterator[RunningJob]:
+def job(
+    name: str, *, use_case: str | None = None, worker_imports: Sequence[str] = ()
+) -> Iterator[RunningJob]:
     """Run the body as the driver of a Ray job.
 
     Loads the settings, connects to Ray, and ends the process with the exit code of any error: of a
     PenstockError with its own, of every other one with 1 and its traceback. Asked to stop
-    (SIGTERM), it leaves by SystemExit, so that what the body holds is given back.
+    (SIGTERM), it leaves by SystemExit, so that what the body holds is given back. What it takes of
+    Ray is written down; where the budget of its use case is spent, it does not begin or is ended.
 
     Args:
-        name: for its messages.
+        name: for its messages, and the kind under which its cost is summed.
+        use_case: whose budget it is on.
         worker_imports: modules that the body's first task needs; a worker starts and imports them
             now, beside what the body does until then.
     """
@@ -129,12 +143,15 @@ def job(name: str, *, worker_imports: Sequence[str] = ()) -> Iterator[RunningJob
     logs.configure()
     try:
         settings = load_settings()
+        left(settings, use_case)
         connect(settings)
         # Ray's own handler ends the process without unwinding what the body holds.
         signal.signal(signal.SIGTERM, _leave)
         if worker_imports:
             _start_worker(worker_imports)
-        yield RunningJob(name, settings, request_id or uuid.uuid4().hex, report)
+        request = request_id or uuid.uuid4().hex
+        with _on_account(settings, name, use_case) as account:
+            yield RunningJob(name, settings, request, report, account)
         # On its way out Ray would wait half a second for the last lines of failed workers.
         _disconnect()
     except Exception as error:  # noqa: BLE001  # the outermost frame of a job: all ends here
@@ -146,6 +163,21 @@ def job(name: str, *, worker_imports: Sequence[str] = ()) -> Iterator[RunningJob
         text = f"job {name} failed: {type(error).__name__}: {error}"
         report.send(markers.from_error(PenstockError(redact(text))))
         raise SystemExit(1) from None
+
+
+@contextmanager
+def _on_account(settings: Settings, kind: str, use_case: str | None) -> Iterator[Account]:
+    account = Account(settings, kind, use_case)
+    account.open()
+    try:
+        yield account
+    except Exception:
+        account.close("failed")
+        raise
+    except BaseException:
+        account.close("stopped")
+        raise
+    account.close("succeeded")
 
 
 def _start_worker(modules: Sequence[str]) -> None:

@@ -64,6 +64,11 @@ class ModelVersion(Record):
     facts: VersionFacts
 
     @property
+    def label(self) -> str:
+        """Names it in one text: `<model> <version>`."""
+        return f"{self.name} {self.version}"
+
+    @property
     def digest(self) -> str:
         """What `package.verify` must find."""
         return self.facts.digest

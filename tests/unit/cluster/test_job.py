@@ -44,7 +44,7 @@ class TestReporter:
 
 def test_a_record_is_a_result_too(lines):
     report = job.Reporter(for_machine=True, write=lines.append)
-    job.RunningJob("any", None, "id", report).finish(Outcome(num_rows=3))
+    job.RunningJob("any", None, "id", report, None).finish(Outcome(num_rows=3))
     assert markers.read(lines[0]).result == {"num_rows": 3}
 
 
