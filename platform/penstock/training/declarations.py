@@ -62,6 +62,7 @@ from penstock.training.search_declarations import check_searches
 from penstock.training.split_declarations import RollingTimeSplit as RollingTimeSplit
 from penstock.training.split_declarations import Split as Split
 from penstock.training.split_declarations import TimeSplit as TimeSplit
+from penstock.training.torch_declarations import EarlyStopping as EarlyStopping
 from penstock.use_cases import declared, import_declarations, split_name
 
 
