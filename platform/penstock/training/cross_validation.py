@@ -76,7 +76,10 @@ class FoldScores:
 
         The folds are what they are: how much the metric changes with time says the deviation.
         """
-        return bounds(np.mean([fold.resampled[metric] for fold in self.folds], axis=0), level)
+        drawn = [fold.resampled[metric] for fold in self.folds]
+        # Of a test of millions of rows fewer resamples are drawn.
+        num_resamples = min(len(values) for values in drawn)
+        return bounds(np.mean([values[:num_resamples] for values in drawn], axis=0), level)
 
     @property
     def fit_s(self) -> float:

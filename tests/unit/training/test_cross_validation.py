@@ -1,5 +1,6 @@
 """An estimator on folds: each row is scored by a fit that has not seen it, wherever it runs."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from penstock.errors import TrainingDataError
 from penstock.features.distributed_join import run_here
-from penstock.training.cross_validation import each_fold, evaluate_folds
+from penstock.training.cross_validation import FoldScores, each_fold, evaluate_folds
 from penstock.training.declarations import (
     BoostingStop,
     Bootstrap,
@@ -124,6 +125,14 @@ class TestResults:
         first = alone.interval("roc_auc", level=0.9)
         assert high - low < first[1] - first[0], "three tests say more than one"
         assert scored(frame).folds[0].resampled == {}
+
+    def test_folds_that_were_drawn_less_often_shorten_the_others(self, frame):
+        folds = scored(frame, bootstrap=Bootstrap(num_resamples=200)).folds
+        few = {name: values[:150] for name, values in folds[0].resampled.items()}
+        low, high = FoldScores(folds=(replace(folds[0], resampled=few), *folds[1:])).interval(
+            "roc_auc", level=0.9
+        )
+        assert low < high
 
     def test_what_is_held_out_to_stop_early_is_the_newest_whatever_the_order_of_rows(self, frame):
         config = XGBoost(num_rounds=30, early_stopping=BoostingStop(patience_rounds=2))
