@@ -78,6 +78,12 @@ def test_trees_go_on_from_the_last_checkpoint_on_however_many_workers(
     assert (grown.num_boosted_rounds() if kind is XGBoost else grown.num_trees()) == 40
 
 
+def test_an_elastic_training_asks_for_between_the_fewest_and_the_most_workers():
+    assert distributed.num_workers(TorchMLP(num_workers=4, min_workers=2)) == (2, 4)
+    assert distributed.num_workers(TorchMLP(num_workers=4)) == 4
+    assert distributed.num_workers(XGBoost(num_workers=3)) == 3
+
+
 def test_a_net_of_two_workers_takes_the_steps_of_one(connected, rows, job, unexported):
     scaled, labels = rows
     config = TorchMLP(num_workers=2, num_epochs=2, batch_size=64, learning_rate=1e-2)
