@@ -48,7 +48,8 @@ class TrainingSet(Record):
     """SHA-256 over the content and the table versions."""
     use_case: str
     service: str
-    label: str
+    label: str | None
+    """None: the rows are of a model that needs no label."""
     event_time: str
     table_versions: dict[str, int]
     feature_names: tuple[str, ...]
@@ -76,7 +77,7 @@ def explain(
     use_case: str,
     service: str,
     label_table: str,
-    label: str,
+    label: str | None,
     start: datetime,
     end: datetime,
     extra_columns: Sequence[str] = (),
@@ -90,7 +91,7 @@ def explain(
     objects = load_feature_objects(settings, use_case)
     join = ServiceJoin(objects, objects.service(service))
     labels = PinnedRows(settings, label_table, None)
-    columns = [*join.join_keys, *join.request_columns, *extra_columns, label]
+    columns = [*join.join_keys, *join.request_columns, *extra_columns, *_named(label)]
     slices = labels.slices(start, end, max_rows=_ROWS_PER_FILE)
     if not slices:
         raise labels.no_rows(start, end)
@@ -115,7 +116,7 @@ def build_training_set(
     use_case: str,
     service: str,
     label_table: str,
-    label: str,
+    label: str | None,
     start: datetime,
     end: datetime,
     version: int | None = None,
@@ -141,7 +142,7 @@ def build_training_set(
     if table_versions is not None:
         version = table_versions[label_table]
     labels = PinnedRows(settings, label_table, version)
-    kept = list(dict.fromkeys([*join.join_keys, labels.event_time, *extra_columns, label]))
+    kept = list(dict.fromkeys([*join.join_keys, labels.event_time, *extra_columns, *_named(label)]))
     clash = sorted(set(kept) & set(join.feature_names))
     if clash:
         raise DeclarationError(
@@ -198,6 +199,10 @@ def build_training_set(
         f"the feature tables of {use_case} were rebuilt while they were read",
         next_step="try again when the build has ended",
     )
+
+
+def _named(label: str | None) -> tuple[str, ...]:
+    return () if label is None else (label,)
 
 
 def read_training_set(training_set: TrainingSet) -> pl.DataFrame:

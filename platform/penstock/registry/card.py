@@ -33,7 +33,7 @@ def render_card(
     lines = [
         f"# {signature.model} version {version}",
         "",
-        f"A {signature.estimator} that scores `{signature.label}` from the "
+        f"A {signature.estimator} that scores {_target(signature)} from the "
         f"{len(signature.feature_names)} features of the service `{signature.feature_service}` "
         f"({signature.use_case}).",
         "",
@@ -212,3 +212,7 @@ def _listed(values: Mapping[str, Any], indent: str = "") -> Lines:
         else:
             lines.append(f"{indent}- {key}: {value}")
     return lines
+
+
+def _target(signature: Signature) -> str:
+    return "rows, with no label," if signature.label is None else f"`{signature.label}`"

@@ -59,7 +59,7 @@ class Signature(Record):
     feature_names: tuple[str, ...] = Field(min_length=1)
     """The order of the columns of the graph's input."""
     request_fields: tuple[RequestField, ...]
-    label: str
+    label: str | None
     threshold: float | None = None
     """A score at or above it is the positive label; None: the model gives scores only."""
     serving: ServingPolicy = ServingPolicy()

@@ -19,8 +19,10 @@ from penstock.training.declarations import (
     Bootstrap,
     BrierScore,
     CalibrationError,
+    FlaggedShare,
     LogLoss,
     MeanAbsoluteError,
+    MeanScore,
     Metric,
     RocAuc,
     RootMeanSquaredError,
@@ -211,6 +213,10 @@ class SortedRows:
                 # Around the mean: sums of squares far from zero would cancel.
                 around = labels - labels.mean()
                 return [(scores - labels) ** 2, around, around**2]
+            case MeanScore():
+                return [scores]
+            case FlaggedShare():
+                return [(scores >= metric.threshold).astype(np.float64)]
             case CalibrationError():
                 bins = np.minimum((scores * metric.num_bins).astype(int), metric.num_bins - 1)
                 gaps = scores - labels

@@ -20,6 +20,8 @@ from penstock.training.estimator_declarations import BoostingStop as BoostingSto
 from penstock.training.estimator_declarations import DecisionTree as DecisionTree
 from penstock.training.estimator_declarations import Ensemble as Ensemble
 from penstock.training.estimator_declarations import Estimator as Estimator
+from penstock.training.estimator_declarations import IsolationForest as IsolationForest
+from penstock.training.estimator_declarations import KMeans as KMeans
 from penstock.training.estimator_declarations import LightGBM as LightGBM
 from penstock.training.estimator_declarations import LogisticRegression as LogisticRegression
 from penstock.training.estimator_declarations import Loss as Loss
@@ -46,8 +48,10 @@ from penstock.training.metric_declarations import AveragePrecision as AveragePre
 from penstock.training.metric_declarations import Bootstrap as Bootstrap
 from penstock.training.metric_declarations import BrierScore as BrierScore
 from penstock.training.metric_declarations import CalibrationError as CalibrationError
+from penstock.training.metric_declarations import FlaggedShare as FlaggedShare
 from penstock.training.metric_declarations import LogLoss as LogLoss
 from penstock.training.metric_declarations import MeanAbsoluteError as MeanAbsoluteError
+from penstock.training.metric_declarations import MeanScore as MeanScore
 from penstock.training.metric_declarations import Metric as Metric
 from penstock.training.metric_declarations import RocAuc as RocAuc
 from penstock.training.metric_declarations import RootMeanSquaredError as RootMeanSquaredError
@@ -132,8 +136,9 @@ class Model(Declaration):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     label_table: str
     """The raw table, qualified, whose rows are the examples: `churn.events`."""
-    label: str
-    """Its column: 0 or 1, or a number where the estimators are for regression."""
+    label: str | None = None
+    """Its column: 0 or 1, or a number where the estimators are for regression. Estimators that
+    need none may do without; where they have one, only metrics look at it."""
     feature_service: str
     split: Split
     validation: Validation | None = None
@@ -200,13 +205,13 @@ class Model(Declaration):
     @model_validator(mode="after")
     def _check_task(self) -> Self:
         parts = {f"the estimator {name}": each.task for name, each in self.estimators.items()}
-        parts |= {f"the metric {metric.name}": metric.task for metric in self.metrics}
+        parts |= {f"the metric {metric.name}": metric.task for metric in self._own_metrics}
         if len(set(parts.values())) > 1:
             told = "; ".join(f"{part} is for {task}" for part, task in parts.items())
             raise ValueError(f"estimators and metrics are of different kinds: {told}")
         if self.task == "regression" and self.split.drop_known_positive_groups:
             raise ValueError("drop_known_positive_groups: a number as label has no positives")
-        if self.task == "binary" and self.baseline:
+        if self.task != "regression" and self.baseline:
             raise ValueError("baseline: no feature is a guess at a class; it is for regression")
         threshold = self.serving.decision_threshold
         if self.task == "binary" and threshold is not None and not 0 <= threshold <= 1:
@@ -222,6 +227,34 @@ class Model(Declaration):
                 f"{self.split.label_delay}: its folds would train on labels that nobody knew"
             )
         return self
+
+    @property
+    def _own_metrics(self) -> tuple[Metric, ...]:
+        """The metrics, without those of classes that check a fit without labels."""
+        if self.task != "unsupervised" or self.label is None:
+            return self.metrics
+        return tuple(metric for metric in self.metrics if metric.task != "binary")
+
+    @model_validator(mode="after")
+    def _check_label(self) -> Self:
+        if self.task != "unsupervised" and self.label is None:
+            raise ValueError(f"label: estimators of {self.task} need one")
+        if self.task == "unsupervised" and self.label is None and groups_of(self.split):
+            raise ValueError("drop_known_positive_groups: without a label nothing is positive")
+        return self
+
+    @property
+    def known_label(self) -> str:
+        """The label, for what cannot be done without one.
+
+        Raises:
+            DeclarationError: there is none.
+        """
+        if self.label is None:
+            raise DeclarationError(
+                f"the model {self.name} has no label", allowed="a model that is trained on labels"
+            )
+        return self.label
 
     @property
     def task(self) -> Task:

@@ -8,6 +8,8 @@ from penstock.training.ensemble_declarations import Ensemble as Ensemble
 from penstock.training.ensemble_declarations import Member as Member
 from penstock.training.single_estimators import BoostingStop as BoostingStop
 from penstock.training.single_estimators import DecisionTree as DecisionTree
+from penstock.training.single_estimators import IsolationForest as IsolationForest
+from penstock.training.single_estimators import KMeans as KMeans
 from penstock.training.single_estimators import LightGBM as LightGBM
 from penstock.training.single_estimators import LogisticRegression as LogisticRegression
 from penstock.training.single_estimators import Loss as Loss

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from penstock.errors import TrainingDataError
+from penstock.errors import DeclarationError, TrainingDataError
 from penstock.training.fold_declarations import (
     Fold,
     GroupFold,
@@ -17,7 +17,7 @@ from penstock.training.validation import split, with_day
 
 
 def cut(
-    frame: pl.DataFrame, fold: Fold, *, event_time: str, label: str
+    frame: pl.DataFrame, fold: Fold, *, event_time: str, label: str | None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Cut the frame into a fold's training and test rows.
 
@@ -34,6 +34,7 @@ def cut(
 
     Raises:
         TrainingDataError: rows belong to no group, where groups are to be kept apart.
+        DeclarationError: folds that share classes out evenly have no label to go by.
     """
     match fold:
         case TimeSplit():
@@ -41,11 +42,20 @@ def cut(
         case PurgedFold():
             return _purged(frame, fold, event_time)
         case GroupFold():
-            return _by_group(frame, fold, event_time, label)
+            return _by_group(frame, fold, event_time, _needed(label))
         case RandomFold():
             rows = _within(frame, fold, event_time)
-            is_test = pl.Series(_deal(rows, fold, label) == fold.part)
+            is_test = pl.Series(_deal(rows, fold, _needed(label)) == fold.part)
             return rows.filter(~is_test), with_day(rows.filter(is_test), event_time, fold.zone)
+
+
+def _needed(label: str | None) -> str:
+    if label is None:
+        raise DeclarationError(
+            "folds by group or at random share classes out evenly, and the model has no label",
+            allowed="folds of time",
+        )
+    return label
 
 
 def _purged(

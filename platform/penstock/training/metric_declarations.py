@@ -6,8 +6,8 @@ from pydantic import Field
 
 from penstock.records import Record
 
-Task = Literal["binary", "regression"]
-"""What a label is: one of two classes, or a number."""
+Task = Literal["binary", "regression", "unsupervised"]
+"""What a label is: one of two classes, a number, or nothing that a fit looks at."""
 
 
 class RocAuc(Record):
@@ -97,6 +97,25 @@ class R2(Record):
     higher_is_better: Literal[True] = True
 
 
+class MeanScore(Record):
+    """The mean score: of k-means, how far rows lie from their centres."""
+
+    task: ClassVar[Task] = "unsupervised"
+    kind: Literal["mean_score"] = "mean_score"
+    name: str = "mean_score"
+    higher_is_better: Literal[False] = False
+
+
+class FlaggedShare(Record):
+    """The share of rows that score `threshold` or more."""
+
+    task: ClassVar[Task] = "unsupervised"
+    kind: Literal["flagged_share"] = "flagged_share"
+    name: str = "flagged_share"
+    threshold: float
+    higher_is_better: Literal[False] = False
+
+
 Metric = Annotated[
     RocAuc
     | AveragePrecision
@@ -106,7 +125,9 @@ Metric = Annotated[
     | CalibrationError
     | MeanAbsoluteError
     | RootMeanSquaredError
-    | R2,
+    | R2
+    | MeanScore
+    | FlaggedShare,
     Field(discriminator="kind"),
 ]
 

@@ -24,8 +24,10 @@ from penstock.training.declarations import (
     AveragePrecision,
     BrierScore,
     CalibrationError,
+    FlaggedShare,
     LogLoss,
     MeanAbsoluteError,
+    MeanScore,
     Metric,
     RocAuc,
     RootMeanSquaredError,
@@ -72,6 +74,10 @@ def _measure(metric: Metric, test: Examples, scores: Scores) -> float:
             return float(root_mean_squared_error(test.labels, scores))
         case R2():
             return float(r2_score(test.labels, scores))
+        case MeanScore():
+            return float(scores.mean())
+        case FlaggedShare():
+            return float((scores >= metric.threshold).mean())
         case TopGroupsPrecision():
             return top_groups_precision(
                 days=test.frame[DAY_COLUMN],

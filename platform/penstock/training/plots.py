@@ -65,6 +65,18 @@ def draw_numbers(labels: Labels, scores: Scores, folder: Path) -> list[Path]:
     return [file]
 
 
+def draw_scores(scores: Scores, folder: Path) -> list[Path]:
+    """Write scores.png, how many test rows have which score, into the folder."""
+    file = folder / "scores.png"
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    FigureCanvasAgg(figure)
+    plot = figure.add_subplot()
+    plot.hist(scores, bins=_MAX_CELLS, log=True)
+    plot.set(title="Scores", xlabel="score", ylabel="test rows")
+    figure.savefig(file, dpi=_DPI)
+    return [file]
+
+
 def _label_edges(labels: Labels) -> npt.NDArray[np.float64]:
     """Where cells of labels end: around each label where these are few, else equally far apart."""
     distinct = np.unique(labels).astype(np.float64)

@@ -129,7 +129,7 @@ def select(
         use_case=model.use_case,
         service=service,
         label_table=model.label_table,
-        label=model.label,
+        label=model.known_label,
         start=plan.start,
         end=plan.end,
         extra_columns=model.group_columns,

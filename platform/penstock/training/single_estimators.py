@@ -15,6 +15,8 @@ from penstock.training.tree_declarations import LightGBM as LightGBM
 from penstock.training.tree_declarations import PositiveWeight
 from penstock.training.tree_declarations import RandomForest as RandomForest
 from penstock.training.tree_declarations import XGBoost as XGBoost
+from penstock.training.unlabelled_declarations import IsolationForest as IsolationForest
+from penstock.training.unlabelled_declarations import KMeans as KMeans
 
 
 class LogisticRegression(OneTaskEstimator):
@@ -43,6 +45,8 @@ SingleEstimator = Annotated[
     | RandomForest
     | XGBoost
     | LightGBM
+    | IsolationForest
+    | KMeans
     | TorchMLP
     | TorchModule,
     Field(discriminator="kind"),

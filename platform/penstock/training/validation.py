@@ -16,6 +16,7 @@ from penstock.training.estimators.base import Labels
 _AT_LEAST: Mapping[Task, str] = {
     "binary": "at least one positive and one negative example",
     "regression": "at least two different labels",
+    "unsupervised": "at least one row",
 }
 _MAX_SHOWN = 5
 DAY_COLUMN = "__day"
@@ -45,7 +46,7 @@ class Examples:
 
 
 def split(
-    frame: pl.DataFrame, policy: TimeSplit, *, event_time: str, label: str
+    frame: pl.DataFrame, policy: TimeSplit, *, event_time: str, label: str | None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Cut the frame into training and test rows.
 
@@ -58,7 +59,7 @@ def split(
             of groups.
         policy: the moments and the delay.
         event_time: the column of event times.
-        label: the column of labels.
+        label: the column of labels; None: only where no groups are dropped.
 
     Returns:
         The training rows and the test rows, each in the frame's order; test rows carry
@@ -69,7 +70,7 @@ def split(
     test = frame.filter((moment >= policy.test_start_utc) & (moment < policy.test_end_utc))
     test = with_day(test, event_time, policy.zone)
     group = policy.drop_known_positive_groups
-    if group is None:
+    if group is None or label is None:
         return train, test
     first_positive = (
         frame.filter((moment >= policy.train_start_utc) & (pl.col(label) == 1))
@@ -108,7 +109,7 @@ def to_examples(
     frame: pl.DataFrame,
     *,
     feature_names: tuple[str, ...],
-    label: str,
+    label: str | None,
     side: str,
     task: Task = "binary",
 ) -> Examples:
@@ -140,8 +141,12 @@ def to_examples(
     )
 
 
-def check_labels(frame: pl.DataFrame, *, label: str, side: str, task: Task = "binary") -> Labels:
-    """Give the labels: 0 and 1 as int8, or numbers as float64.
+def check_labels(
+    frame: pl.DataFrame, *, label: str | None, side: str, task: Task = "binary"
+) -> Labels:
+    """Give the labels: 0 and 1 as int8, or numbers as float64; without a label, zeros.
+
+    The labels of an unsupervised task are for metrics of classes alone: 0 and 1.
 
     Raises:
         TrainingDataError: there are no rows; the column is missing, has nulls or what is no label
@@ -153,6 +158,8 @@ def check_labels(frame: pl.DataFrame, *, label: str, side: str, task: Task = "bi
             allowed=_AT_LEAST[task],
             next_step="compare the split's dates in model.py with `penstock data show`",
         )
+    if label is None:
+        return np.zeros(len(frame), dtype=np.int8)
     if label not in frame.columns:
         raise TrainingDataError(
             f"the {side} split has no label column {label!r}",
@@ -170,12 +177,12 @@ def check_labels(frame: pl.DataFrame, *, label: str, side: str, task: Task = "bi
     if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
         raise TrainingDataError(
             f"the label {label!r} is of type {column.dtype}",
-            allowed="0 and 1, or true and false" if task == "binary" else "numbers",
+            allowed="numbers" if task == "regression" else "0 and 1, or true and false",
         )
     numbers = column.cast(pl.Float64)
     values = numbers.unique().sort().head(_MAX_SHOWN).to_list()
     shown = ", ".join(f"{value:g}" for value in values)
-    if task == "binary" and not set(values) <= {0.0, 1.0}:
+    if task != "regression" and not set(values) <= {0.0, 1.0}:
         raise TrainingDataError(
             f"the label {label!r} takes the values {shown}",
             allowed="0 and 1",
@@ -193,7 +200,7 @@ def check_labels(frame: pl.DataFrame, *, label: str, side: str, task: Task = "bi
             allowed=_AT_LEAST[task],
             next_step="widen the split's dates in model.py",
         )
-    return (column.cast(pl.Int8) if task == "binary" else numbers).to_numpy()
+    return (numbers if task == "regression" else column.cast(pl.Int8)).to_numpy()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -13,6 +14,8 @@ from penstock.scorer import load_scorer
 from penstock.training import bundle, preprocessing
 from penstock.training.declarations import (
     DecisionTree,
+    IsolationForest,
+    KMeans,
     LightGBM,
     LogisticRegression,
     PreprocessingPolicy,
@@ -29,7 +32,7 @@ from penstock.training.estimators import (
     torch_export,
     torch_nets,
 )
-from penstock.training.estimators.base import Fitted
+from penstock.training.estimators.base import FitJob, Fitted
 
 NAMES = tuple(f"f{i}" for i in range(6))
 USERS_NET = """
@@ -46,6 +49,10 @@ class Wide(torch.nn.Module):
 """
 
 
+def fit_alone(config, scaled, labels):
+    return families.fit_here(config, scaled, labels, FitJob(name="fit", checkpoints=Path()))
+
+
 def build_net(config, scaled, labels):
     net = torch_build.build(config, num_features=scaled.shape[1])
     center, spread = torch_nets.standard(config, labels)
@@ -59,28 +66,30 @@ FAMILIES = {
     "logistic regression": (scikit.fit_here, LogisticRegression()),
     "decision tree": (scikit.fit_here, DecisionTree()),
     "random forest": (scikit.fit_here, RandomForest(num_trees=20)),
-    "boosted trees": (families.fit_here, XGBoost(num_rounds=20)),
-    "boosted trees from a half": (families.fit_here, XGBoost(num_rounds=20, initial_score=0.5)),
+    "boosted trees": (fit_alone, XGBoost(num_rounds=20)),
+    "boosted trees from a half": (fit_alone, XGBoost(num_rounds=20, initial_score=0.5)),
     "net": (build_net, TorchMLP(hidden_sizes=(16, 8), dropout=0.2)),
     "user's net": (build_net, TorchModule(module="reservoir_nets:Wide")),
     "ridge": (scikit.fit_here, Ridge()),
     "tree of numbers": (scikit.fit_here, DecisionTree(criterion="squared_error")),
     "forest of numbers": (scikit.fit_here, RandomForest(num_trees=20, criterion="squared_error")),
-    "boosted trees of means": (families.fit_here, XGBoost(num_rounds=20, loss="squared_error")),
-    "boosted trees of medians": (families.fit_here, XGBoost(num_rounds=20, loss="absolute_error")),
+    "boosted trees of means": (fit_alone, XGBoost(num_rounds=20, loss="squared_error")),
+    "boosted trees of medians": (fit_alone, XGBoost(num_rounds=20, loss="absolute_error")),
     "boosted trees from ten": (
-        families.fit_here,
+        fit_alone,
         XGBoost(num_rounds=20, loss="squared_error", initial_score=10),
     ),
-    "leaf-wise trees": (families.fit_here, LightGBM(num_rounds=20)),
+    "leaf-wise trees": (fit_alone, LightGBM(num_rounds=20)),
     "leaf-wise trees of means": (
-        families.fit_here,
+        fit_alone,
         LightGBM(num_rounds=20, loss="squared_error"),
     ),
     "leaf-wise trees of medians": (
-        families.fit_here,
+        fit_alone,
         LightGBM(num_rounds=20, loss="absolute_error"),
     ),
+    "isolation forest": (fit_alone, IsolationForest(num_trees=30)),
+    "k-means": (fit_alone, KMeans(num_clusters=4, num_starts=1)),
     "net of numbers": (build_net, TorchMLP(hidden_sizes=(16, 8), loss="squared_error")),
 }
 

@@ -7,6 +7,8 @@ from penstock.training.declarations import (
     DecisionTree,
     Ensemble,
     Estimator,
+    IsolationForest,
+    KMeans,
     LightGBM,
     LogisticRegression,
     RandomForest,
@@ -33,6 +35,10 @@ def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitte
             from penstock.training.estimators import scikit
 
             return scikit.fit(config, scaled, labels)
+        case IsolationForest() | KMeans():
+            from penstock.training.estimators import unlabelled
+
+            return unlabelled.fit(config, scaled, labels)
         case XGBoost():
             from penstock.training.estimators import xgboost_trees
 
@@ -73,6 +79,10 @@ def fit_here(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> 
             from penstock.training.estimators import scikit
 
             return scikit.fit_here(config, scaled, labels)
+        case IsolationForest() | KMeans():
+            from penstock.training.estimators import unlabelled
+
+            return unlabelled.fit_here(config, scaled, labels)
         case XGBoost() if cpus_of_one_task(config) is not None:
             from penstock.training.estimators import xgboost_trees
 
@@ -107,6 +117,14 @@ def load(family: str, folder: Path) -> NativeModel:
             from penstock.training.estimators.scikit import Forest
 
             return Forest.load(folder)
+        case "isolation_forest":
+            from penstock.training.estimators.unlabelled import IsolationTrees
+
+            return IsolationTrees.load(folder)
+        case "k_means":
+            from penstock.training.estimators.unlabelled import Centres
+
+            return Centres.load(folder)
         case "xgboost":
             from penstock.training.estimators.xgboost_trees import BoostedTrees
 
@@ -125,6 +143,6 @@ def load(family: str, folder: Path) -> NativeModel:
             return Together.load(folder)
     raise IntegrityError(
         f"{folder} holds a model of the unknown family {family!r}",
-        allowed="linear, forest, xgboost, lightgbm, torch or ensemble",
+        allowed="linear, forest, isolation_forest, k_means, xgboost, lightgbm, torch or ensemble",
         next_step="read it with the version of Penstock that wrote it",
     )
