@@ -61,3 +61,13 @@ def test_another_month_has_no_forecast_and_what_is_no_month_is_refused(invoke):
     assert "No job began in 2001-01." in invoke("cost", "--month", "2001-01").stdout
     assert invoke("cost", "--month", "2001-13").exception.exit_code == 2
     assert invoke("cost", "card_frod").exception.exit_code == 2
+
+
+def test_a_dry_run_says_what_a_training_would_cost_and_starts_nothing(invoke, monkeypatch):
+    monkeypatch.setattr("penstock.cluster.jobs.run_job", None)
+    monkeypatch.setattr("penstock.training.planned_cost.label_rows", lambda *_: 1000)
+    text = invoke("train", "card_fraud", "-e", "mlp", "--folds", "--register", "--dry-run").stdout
+    assert "measure mlp: 1,000 rows; no job like it has ended well yet" in text
+    assert "train mlp: 1,000 rows" in text
+    assert "1.00 USD of the month's budget left" in text
+    assert text.endswith("Nothing was started.\n")
