@@ -250,9 +250,10 @@ class Model(Declaration):
         Raises:
             DeclarationError: there is none.
         """
-        if self.label is None:
+        if self.label is None or self.task == "unsupervised":
             raise DeclarationError(
-                f"the model {self.name} has no label", allowed="a model that is trained on labels"
+                f"the model {self.name} is trained without labels",
+                allowed="a model that is trained on labels",
             )
         return self.label
 

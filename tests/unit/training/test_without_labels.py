@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from payments import FIRST_DAY, SERVICE, build_features, settings_in
+from penstock.errors import DeclarationError
 from penstock.registry.package import verify
 from penstock.registry.registration import real_rows, register
 from penstock.scorer import load_scorer
@@ -60,6 +61,11 @@ class TestDeclaration:
         with pytest.raises(ValidationError, match="of different kinds"):
             Model(**GIVEN | {"metrics": metrics})
 
+    def test_what_learns_from_labels_is_refused(self):
+        for label in (None, "TX_FRAUD"):
+            with pytest.raises(DeclarationError, match="trained without labels"):
+                _ = Model(**GIVEN | {"label": label}).known_label
+
     def test_estimators_of_classes_need_one(self):
         changed = {
             "estimators": {"linear": LogisticRegression()},
@@ -81,7 +87,11 @@ class TestDeclaration:
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("isolation_forest", {"label": "TX_FRAUD", "metrics": (MeanScore(), AveragePrecision())}),
+        pytest.param(
+            "isolation_forest",
+            {"label": "TX_FRAUD", "metrics": (MeanScore(), AveragePrecision())},
+            marks=pytest.mark.slow,
+        ),
         ("k_means", {}),
     ],
 )
