@@ -1,6 +1,9 @@
 """A measurement on folds: one tracked run, each fold kept, nothing registered."""
 
+import runpy
+from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from payments import FIRST_DAY
 from penstock.errors import GateRefusedError, TrainingDataError
+from penstock.progress import silent
 from penstock.training.code_state import CodeState
 from penstock.training.declarations import (
     LeakAlarm,
@@ -15,10 +19,12 @@ from penstock.training.declarations import (
     RandomFolds,
     TimeSplit,
 )
+from penstock.training.fold_records import FoldsRun
 from penstock.training.fold_run import measure_each, measure_on_folds
 from penstock.training.results import collect
 from penstock.training.runs import run_folder
 from penstock.training.tracking import REQUEST_TAG, Tracking
+from projects import REPO_ROOT
 from small_model import prepare
 
 CODE = CodeState(commit="c0ffee")
@@ -164,3 +170,25 @@ class TestRefusals:
         assert [run.estimator for run in runs] == ["decision_tree"]
         assert len(failures) == 1
         assert "bad failed" in capsys.readouterr().out
+
+
+def test_the_job_hands_over_what_was_measured(settings, model, monkeypatch):
+    handed, described = {}, {}
+
+    @contextmanager
+    def job(*_args, **_more):
+        yield SimpleNamespace(
+            settings=settings,
+            request_id="job",
+            progress=silent,
+            finish=handed.update,
+            account=SimpleNamespace(describe=described.update),
+        )
+
+    monkeypatch.setattr("penstock.cluster.job.job", job)
+    monkeypatch.setattr("penstock.training.declarations.load_model", lambda *_: model)
+    monkeypatch.setattr("sys.argv", ["measure.py", "card_fraud", "--estimator", "decision_tree"])
+    runpy.run_path(str(REPO_ROOT / "jobs" / "measure.py"), run_name="__main__")
+    (run,) = handed["measured"]
+    assert run["estimator"] == described["subject"] == "decision_tree"
+    assert FoldsRun.model_validate(run).metrics["roc_auc"].mean > 0
