@@ -13,8 +13,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="the id of a finished run")
     parser.add_argument("--anyway", action="store_true", help="with other code or packages too")
+    parser.add_argument("--use-case", help="on whose budget it is")
     given = parser.parse_args()
-    with job("reproduce") as running:
+    with job("reproduce", use_case=given.use_case) as running:
         # Here, not above: the settings keep MLflow from calling home, and come first.
         from penstock.training.reproduction import refuse_difference, reproduce
 

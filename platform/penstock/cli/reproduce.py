@@ -36,8 +36,8 @@ def reproduce(
     from penstock.training.runs import find_run
 
     settings = load_settings()
-    find_run(settings, run)
-    arguments = [run, *(["--anyway"] if anyway else [])]
+    use_case = find_run(settings, run).use_case
+    arguments = [run, "--use-case", use_case, *(["--anyway"] if anyway else [])]
 
     def show(result: Mapping[str, Any]) -> None:
         emit(result, as_json=as_json, render=lambda console: _render(console, result))

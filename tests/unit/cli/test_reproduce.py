@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ def test_a_run_that_is_not_there_starts_no_job(invoke, monkeypatch):
 class TestVerdict:
     @pytest.fixture(autouse=True)
     def finished(self, monkeypatch):
-        monkeypatch.setattr("penstock.training.runs.find_run", lambda *_: None)
+        found = SimpleNamespace(use_case="dam")
+        monkeypatch.setattr("penstock.training.runs.find_run", lambda *_: found)
 
     def test_it_is_shown_with_what_the_run_was_on_otherwise(self, invoke, monkeypatch):
         given: list[str] = []
@@ -49,7 +51,7 @@ class TestVerdict:
 
         monkeypatch.setattr("penstock.cluster.jobs.run_job", run_job)
         done = invoke("a" * 32, "--anyway")
-        assert (done.exit_code, given) == (0, ["a" * 32, "--anyway"])
+        assert (done.exit_code, given) == (0, ["a" * 32, "--use-case", "dam", "--anyway"])
         assert "(forest): reproduced" in done.stdout
         assert "num_cores: 8 then, 2 now" in done.stdout
 
