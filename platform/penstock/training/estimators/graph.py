@@ -103,7 +103,7 @@ def weighted_mean(members: Sequence[tuple[float, bytes]], *, num_columns: int) -
         nodes.extend(own.graph.node)
         constants.extend(own.graph.initializer)
         functions.extend(own.functions)
-        weight = numpy_helper.from_array(np.float32(share), f"share_{place}")
+        weight = numpy_helper.from_array(np.asarray(share, np.float32), f"share_{place}")
         constants.append(weight)
         terms.append(f"term_{place}")
         score = f"member_{place}_{OUTPUT}"
