@@ -135,7 +135,7 @@ def test_features_without_the_labels_delay_are_called_a_leak(model):
         model.model_copy(update={"split": last}),
         frame,
         tuple(features.columns),
-        lambda _fold, scaled, labels: scikit.fit_here(config, scaled, labels),
+        lambda _fold, scaled, labels, _times: scikit.fit_here(config, scaled, labels),
     )
     assert suspect_leak(model.leak_alarm, found) is not None
 
