@@ -2,9 +2,8 @@
 
 Both go from tables on disk (card payments, repeated over shifted entities until there are enough,
 two views with six features each) to joined Parquet files on disk, in label order, as a training set
-is built: the small one as one task, the large one spread over Ray, both with the environment that
-jobs have. They take turns; reported are medians and the largest memory that any one process had
-(`--repeat` times each).
+is built: the small one as one task, the large one spread over Ray. They take turns; reported are
+medians and the largest memory that any one process had (`--repeat` times each).
 """
 
 import argparse
@@ -12,7 +11,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +21,6 @@ import polars as pl
 import psutil
 from _card_fraud import CUSTOMER, TERMINAL, read_payments
 
-from penstock.cluster.runtime_env import WORK_MEMORY
 from penstock.features import point_in_time
 from penstock.features.distributed_join import ROWS_PER_CHUNK, execute, runner
 from penstock.features.join_planner import SideSize, choose_path, row_bytes, side_size
@@ -158,16 +155,13 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each")
     parser.add_argument("--skew-percent", type=int, default=0, help="rows of one single entity")
     given = parser.parse_args()
-    if not WORK_MEMORY.items() <= os.environ.items():
-        # A process reads them when it starts.
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WORK_MEMORY)  # noqa: S606  # itself, again
     small, large = given.rows // 10, given.rows
     import ray
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, [small, large], given.skew_percent)
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="error")
+        ray.init("local", num_cpus=os.cpu_count(), include_dashboard=False, logging_level="error")
         took_s: dict[int, list[float]] = {small: [], large: []}
         peak_bytes, kinds = {}, {}
         for _ in range(given.repeat):

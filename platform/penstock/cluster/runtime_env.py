@@ -28,10 +28,6 @@ _NEVER_SENT = (
     "*.zip",
 )
 
-# Polars' allocator gives freed memory back to the kernel after half a second, which then clears
-# each page anew for the next step: a quarter of the processor time of a large join.
-WORK_MEMORY = {"_RJEM_MALLOC_CONF": "dirty_decay_ms:60000,muzzy_decay_ms:60000"}
-
 
 def package_folder() -> Path:
     """Where the package that runs now lies."""
@@ -52,7 +48,7 @@ def runtime_env(settings: Settings, env: Mapping[str, str] | None = None) -> dic
         "working_dir": str(settings.project_root.resolve()),
         "excludes": [*_NEVER_SENT, *_storage_inside_project(settings)],
         "py_modules": [str(package_folder())],
-        "env_vars": settings.job_environment() | WORK_MEMORY | dict(env or {}),
+        "env_vars": settings.job_environment() | dict(env or {}),
     }
 
 

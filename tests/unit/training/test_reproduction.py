@@ -151,8 +151,8 @@ class TestReproduce:
     @pytest.mark.parametrize(
         "estimator",
         [
-            "xgboost",
-            pytest.param("logistic_regression", marks=pytest.mark.slow),
+            "logistic_regression",
+            pytest.param("xgboost", marks=pytest.mark.slow),
             pytest.param("random_forest", marks=pytest.mark.slow),
             pytest.param("lightgbm", marks=pytest.mark.slow),
             pytest.param("mlp", marks=pytest.mark.slow),
