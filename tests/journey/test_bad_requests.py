@@ -1,6 +1,5 @@
 """Every bad request that a served model must survive, sent to a live server."""
 
-import http.client
 import json
 import shutil
 import socket
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from http_requests import JSON, Reply, send, send_raw
 from payments import TRANSACTIONS, end_of_day, make_payments
 from penstock.cluster.local import LocalCluster, state_path
 from penstock.serving.deploy import Deployment, deploy, undeploy
@@ -24,19 +24,7 @@ pytestmark = pytest.mark.ray
 
 MODEL = "checked_by_requests"
 ROW = {"CUSTOMER_ID": 1, "TERMINAL_ID": 2, "TX_DATETIME": "2024-04-20T10:00:00Z", "TX_AMOUNT": 12.5}
-JSON = {"Content-Type": "application/json"}
 MAX_IN_FLIGHT = 8
-
-
-@dataclass(frozen=True)
-class Reply:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.body)
 
 
 @dataclass(frozen=True)
@@ -62,22 +50,10 @@ class Server:
         method: str = "POST",
         headers: dict[str, str] = JSON,
     ) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            chunked = "Transfer-Encoding" in headers
-            connection.request(method, path or self.predict, body, headers, encode_chunked=chunked)
-            answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            return Reply(answer.status, found, answer.read())
-        finally:
-            connection.close()
+        return send(self.port, path or self.predict, body, method=method, headers=headers)
 
     def raw(self, text: bytes) -> bytes:
-        """Send bytes that no HTTP library would, and read to the end."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as wire:
-            wire.sendall(text)
-            wire.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: wire.recv(65536), b""))
+        return send_raw(self.port, text)
 
     def ask(self, row: dict) -> dict:
         reply = self.send(json.dumps({"rows": [row]}))
