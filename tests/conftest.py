@@ -18,6 +18,8 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith(("PENSTOCK_", "RAY_")):
             del os.environ[name]
+    # A call that was not meant to reach Ray fails, where it would start a second one by itself.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 
 # As each is collected: pytest-xdist reads the groups before any hook that looks at all of them.

@@ -112,8 +112,8 @@ def test_the_default_estimator_beats_the_last_known_reading(model, training_set)
             xgboost.DMatrix(scaled, label=labels),
             num_boost_round=config.num_rounds,
         )
-        graph = xgboost_trees.export(booster, config.task, num_features=scaled.shape[1])
-        return Fitted(native=xgboost_trees.BoostedTrees(booster=booster), onnx=graph)
+        trees = xgboost_trees.BoostedTrees(booster=booster)
+        return Fitted(native=trees, onnx=xgboost_trees.export(trees, config.task, scaled.shape[1]))
 
     rows = read_training_set(training_set)
     ours, last_known = measured(model, rows, training_set.feature_names, fit)

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+from penstock.errors import ClusterError
 from penstock.records import Record
 
 _LONGEST_PAUSE_S = 5.0
@@ -108,10 +109,17 @@ def held_by_this_job() -> Held:
     The driver counts as one CPU: it works too, and Ray hands it none on a Ray of our own. Memory is
     that of the processes on this node, without what they share; on other nodes, what tasks and
     actors asked of Ray.
+
+    Raises:
+        ClusterError: this process is no driver.
     """
     import ray
     from ray._private.internal_api import node_stats
 
+    if not ray.is_initialized():
+        # Asked all the same, Ray would start a whole cluster, which dies with the asking thread
+        # and takes this process along a minute later.
+        raise ClusterError("this process is no driver of a Ray")
     job_id = ray.get_runtime_context().get_job_id()
     here = ray.get_runtime_context().get_node_id()
     cpus, gpus, memory_bytes = 1.0, 0.0, float(_private_bytes(psutil.Process().pid))

@@ -33,6 +33,19 @@ class Counts(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldSides:
+    """Both sides of one fold as arrays, and what the training side says of the features."""
+
+    scaling: Preprocessing
+    train: Examples
+    """In order of time: what is held out to stop early has to be the newest."""
+    train_times: EventTimes
+    """[n], of the training rows' events."""
+    test: Examples
+    """In the frame's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FittedFolds:
     """The last fold's fit, and every test row with the score of its own fold."""
 
@@ -85,6 +98,44 @@ def count_folds(
     )
 
 
+def sides_of(
+    frame: pl.DataFrame,
+    model: Model,
+    fold: Fold,
+    *,
+    event_time: str,
+    feature_names: tuple[str, ...],
+) -> FoldSides:
+    """Cut a fold out of the frame, and fit the preprocessing on its training rows.
+
+    Args:
+        frame: the training set's rows.
+        model: whose label, task and preprocessing.
+        fold: which rows train and which test.
+        event_time: the column of event times.
+        feature_names: the order of the features.
+
+    Raises:
+        TrainingDataError: a side of the fold cannot be trained or tested on.
+    """
+    rows, tested = cut(frame, fold, event_time=event_time, label=model.label)
+    rows = rows.sort(event_time, maintain_order=True)
+    train, test = (
+        to_examples(
+            each, feature_names=feature_names, label=model.label, side=side, task=model.task
+        )
+        for each, side in ((rows, "training"), (tested, "test"))
+    )
+    return FoldSides(
+        scaling=preprocessing.fit(
+            train.features, feature_names=feature_names, policy=model.preprocessing
+        ),
+        train=train,
+        train_times=rows[event_time].to_numpy(),
+        test=test,
+    )
+
+
 def fit_folds(
     frame: pl.DataFrame,
     model: Model,
@@ -116,21 +167,10 @@ def fit_folds(
     for number, policy in enumerate(policies):
         if len(policies) > 1:
             progress("fits", number, len(policies), unit="fits")
-        rows, tested = cut(frame, policy, event_time=event_time, label=model.label)
-        # What is held out to stop early has to be the newest.
-        rows = rows.sort(event_time, maintain_order=True)
-        train, test = (
-            to_examples(
-                each, feature_names=feature_names, label=model.label, side=side, task=model.task
-            )
-            for each, side in ((rows, "training"), (tested, "test"))
-        )
-        scaling = preprocessing.fit(
-            train.features, feature_names=feature_names, policy=model.preprocessing
-        )
+        sides = sides_of(frame, model, policy, event_time=event_time, feature_names=feature_names)
+        scaling, train, test = sides.scaling, sides.train, sides.test
         started_s = time.monotonic()
-        times = rows[event_time].to_numpy()
-        fitted = fit(number, scaling.apply(train.features), train.labels, times)
+        fitted = fit(number, scaling.apply(train.features), train.labels, sides.train_times)
         fit_s += time.monotonic() - started_s
         graph = bundle.assemble(scaling, fitted)
         # What is measured is what will be served: the graph, on the features as they come.

@@ -54,6 +54,7 @@ class TestAccount:
         def full(*_):
             raise OSError(28, "No space left on device")
 
+        monkeypatch.setattr("penstock.cluster.account.held_by_this_job", lambda: MANY)
         monkeypatch.setattr(ledger, "write", full)
         account = Account(settings_in(tmp_path), "train", "dam")
         account.open()

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from penstock.cluster.usage import Held, Meter, Usage, of_worker
+from penstock.cluster.usage import Held, Meter, Usage, held_by_this_job, of_worker
+from penstock.errors import ClusterError
 
 GB = 1_000_000_000
 
@@ -23,6 +24,12 @@ class TestOfWorker:
         used = {f"CPU_group_0_{group}": 1, f"CPU_group_{group}": 1, f"bundle_group_{group}": 0.001}
         assert of_worker(used)["CPU"] == 1
         assert of_worker({f"GPU_group_{group}": 2})["GPU"] == 2
+
+
+class TestHeldByThisJob:
+    def test_a_process_that_is_no_driver_is_told_so_and_starts_no_ray(self):
+        with pytest.raises(ClusterError, match="no driver"):
+            held_by_this_job()
 
 
 class TestMeter:

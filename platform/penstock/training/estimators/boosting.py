@@ -4,14 +4,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
-from penstock.training.estimators.base import FitJob, Labels, Scaled
+from penstock.training.estimators.base import FitJob, Fitted, Labels, NativeModel, Scaled
 from penstock.training.estimators.class_weight import positive_weight
 from penstock.training.estimators.holdout import Holdout, hold_out
+from penstock.training.metric_declarations import Task
 from penstock.training.tree_declarations import BoostedTreesEstimator
 
 ROUNDS_PER_CHECKPOINT = 25
@@ -148,37 +150,79 @@ def facts(config: BoostedTreesEstimator, history: Sequence[Mapping[str, float]])
     return {"rounds_kept": f"{best_round(config, history)} of {len(history)}"}
 
 
-def fit_on_workers(
-    trainer: Callable[..., Any],
-    worker: Callable[[dict[str, Any]], dict[str, Any]],
-    config: BoostedTreesEstimator,
-    scaled: Scaled,
-    labels: Labels,
-    job: FitJob,
-) -> State:
-    """Run `worker` on Ray Train's workers, each of which ends by `work`."""
-    from penstock.training.estimators import distributed
-
-    extra = {"plan": plan(config, labels, job)}
-    returned = distributed.run(trainer, worker, config, scaled, labels, job, extra=extra)
-    return State(model=returned["model"], history=returned["history"])
+Start = Callable[[Any, Rows, bool, int], Library]
+"""Takes the estimator, one worker's rows, whether it has a GPU, and how many workers there are."""
 
 
-def fit_in_process(
-    config: BoostedTreesEstimator,
-    library: Callable[[Rows], Library],
-    scaled: Scaled,
-    labels: Labels,
-    job: FitJob | None,
-) -> State:
-    """Boost in this process, to the same trees as one worker would, without checkpoints."""
-    rows = share_of(plan(config, labels, job), scaled, labels, rank=0, world=1)
-    return boost(config, library(rows), State(), lambda _losses, _state: None)
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A library of boosted trees as a family of estimators."""
+
+    trainer: Callable[[], Callable[..., Any]]
+    """Imports Ray Train's trainer for it."""
+    start: Start
+    read: Callable[[Any, State], NativeModel]
+    """Takes the estimator and how its fit ended; gives the trees that are kept."""
+    export: Callable[[Any, Task, int], bytes]
+    """Takes the trees, the task and the number of features; gives their graph."""
+
+    def fit(
+        self, config: BoostedTreesEstimator, scaled: Scaled, labels: Labels, job: FitJob
+    ) -> Fitted:
+        """Fit on `config.num_workers` workers of Ray Train."""
+        from penstock.training.estimators import distributed
+
+        returned = distributed.run(
+            self.trainer(),
+            partial(_work, self.start),
+            config,
+            scaled,
+            labels,
+            job,
+            extra={"plan": plan(config, labels, job)},
+        )
+        state = State(model=returned["model"], history=returned["history"])
+        return self._fitted(config, state, num_features=scaled.shape[1])
+
+    def fit_here(
+        self,
+        config: BoostedTreesEstimator,
+        scaled: Scaled,
+        labels: Labels,
+        job: FitJob | None = None,
+    ) -> Fitted:
+        """Fit in this process, to the same trees as one worker of Ray Train."""
+        state = self._boosted(config, scaled, labels, job)
+        return self._fitted(config, state, num_features=scaled.shape[1])
+
+    def fit_native(
+        self,
+        config: BoostedTreesEstimator,
+        scaled: Scaled,
+        labels: Labels,
+        job: FitJob | None = None,
+    ) -> NativeModel:
+        """Fit in this process to the trees alone: whoever only wants scores pays for no graph."""
+        return self.read(config, self._boosted(config, scaled, labels, job))
+
+    def _boosted(
+        self, config: BoostedTreesEstimator, scaled: Scaled, labels: Labels, job: FitJob | None
+    ) -> State:
+        rows = share_of(plan(config, labels, job), scaled, labels, rank=0, world=1)
+        library = self.start(config, rows, False, 1)
+        return boost(config, library, State(), lambda _losses, _state: None)
+
+    def _fitted(self, config: BoostedTreesEstimator, state: State, *, num_features: int) -> Fitted:
+        native = self.read(config, state)
+        return Fitted(
+            native=native,
+            onnx=self.export(native, config.task, num_features),
+            history=state.history,
+            facts=facts(config, state.history),
+        )
 
 
-def work(
-    parts: Mapping[str, Any], library: Callable[[BoostedTreesEstimator, Rows, bool, int], Library]
-) -> dict[str, Any]:
+def _work(start: Start, parts: Mapping[str, Any]) -> dict[str, Any]:
     """Boost on this worker of Ray Train, from the last checkpoint where there is one."""
     import ray
 
@@ -192,7 +236,7 @@ def work(
     def report(losses: dict[str, float], state: Callable[[], State]) -> None:
         _report(losses, state() if rank == 0 else None)
 
-    state = boost(config, library(config, rows, parts["use_gpu"], world), _resume(), report)
+    state = boost(config, start(config, rows, parts["use_gpu"], world), _resume(), report)
     return {"model": state.model, "history": state.history}
 
 

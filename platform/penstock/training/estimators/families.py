@@ -1,6 +1,7 @@
 """Picks the family of a declared estimator; only the chosen one's library is imported."""
 
 from pathlib import Path
+from typing import Any, Protocol
 
 from penstock.errors import DeclarationError, IntegrityError
 from penstock.training.declarations import (
@@ -19,6 +20,25 @@ from penstock.training.declarations import (
 )
 from penstock.training.estimator_base import DistributedEstimator, OneTaskEstimator
 from penstock.training.estimators.base import FitJob, Fitted, Labels, NativeModel, Scaled
+from penstock.training.single_estimators import SingleEstimator
+
+
+class Family(Protocol):
+    """What a family's module offers; each function takes its own kinds of estimator."""
+
+    def fit(self, config: Any, scaled: Scaled, labels: Labels, job: FitJob, /) -> Fitted:
+        """Fit on Ray."""
+        ...
+
+    def fit_here(self, config: Any, scaled: Scaled, labels: Labels, job: FitJob, /) -> Fitted:
+        """Fit in this process, without checkpoints."""
+        ...
+
+    def fit_native(
+        self, config: Any, scaled: Scaled, labels: Labels, job: FitJob, /
+    ) -> NativeModel:
+        """Fit in this process, and make no graph."""
+        ...
 
 
 def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
@@ -30,31 +50,29 @@ def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitte
         labels: [n], 0 or 1, or numbers where the estimator is for regression.
         job: where checkpoints go.
     """
-    match config:
-        case LogisticRegression() | Ridge() | DecisionTree() | RandomForest():
-            from penstock.training.estimators import scikit
+    if isinstance(config, Ensemble):
+        from penstock.training.estimators import ensemble
 
-            return scikit.fit(config, scaled, labels)
-        case IsolationForest() | KMeans():
-            from penstock.training.estimators import unlabelled
+        return ensemble.fit(config, scaled, labels, job)
+    return _family(config).fit(config, scaled, labels, job)
 
-            return unlabelled.fit(config, scaled, labels)
-        case XGBoost():
-            from penstock.training.estimators import xgboost_trees
 
-            return xgboost_trees.fit(config, scaled, labels, job)
-        case LightGBM():
-            from penstock.training.estimators import lightgbm_trees
+def fit_here(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
+    """Fit in this process what one task can fit, as `fit` would, without its checkpoints.
 
-            return lightgbm_trees.fit(config, scaled, labels, job)
-        case TorchMLP() | TorchModule():
-            from penstock.training.estimators import torch_nets
+    Raises:
+        DeclarationError: only Ray Train's workers can fit it.
+    """
+    return _family(_of_one_task(config)).fit_here(config, scaled, labels, job)
 
-            return torch_nets.fit(config, scaled, labels, job)
-        case Ensemble():
-            from penstock.training.estimators import ensemble
 
-            return ensemble.fit(config, scaled, labels, job)
+def fit_native(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> NativeModel:
+    """Fit as `fit_here` does, and make no graph: that takes longer than many a fit.
+
+    Raises:
+        DeclarationError: only Ray Train's workers can fit it.
+    """
+    return _family(_of_one_task(config)).fit_native(config, scaled, labels, job)
 
 
 def cpus_of_one_task(config: Estimator) -> int | None:
@@ -68,38 +86,37 @@ def cpus_of_one_task(config: Estimator) -> int | None:
             return None
 
 
-def fit_here(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
-    """Fit in this process what one task can fit, as `fit` would, without its checkpoints.
+def _of_one_task(config: Estimator) -> SingleEstimator:
+    if isinstance(config, Ensemble) or cpus_of_one_task(config) is None:
+        raise DeclarationError(
+            f"{type(config).__name__} cannot be fitted by one task",
+            next_step="let Ray Train fit it",
+        )
+    return config
 
-    Raises:
-        DeclarationError: only Ray Train's workers can fit it.
-    """
+
+def _family(config: SingleEstimator) -> Family:
     match config:
         case LogisticRegression() | Ridge() | DecisionTree() | RandomForest():
             from penstock.training.estimators import scikit
 
-            return scikit.fit_here(config, scaled, labels)
+            return scikit
         case IsolationForest() | KMeans():
             from penstock.training.estimators import unlabelled
 
-            return unlabelled.fit_here(config, scaled, labels)
-        case XGBoost() if cpus_of_one_task(config) is not None:
+            return unlabelled
+        case XGBoost():
             from penstock.training.estimators import xgboost_trees
 
-            return xgboost_trees.fit_here(config, scaled, labels, job)
-        case LightGBM() if cpus_of_one_task(config) is not None:
+            return xgboost_trees
+        case LightGBM():
             from penstock.training.estimators import lightgbm_trees
 
-            return lightgbm_trees.fit_here(config, scaled, labels, job)
-        case TorchMLP() | TorchModule() if cpus_of_one_task(config) is not None:
+            return lightgbm_trees
+        case TorchMLP() | TorchModule():
             from penstock.training.estimators import torch_nets
 
-            return torch_nets.fit_here(config, scaled, labels, job)
-        case _:
-            raise DeclarationError(
-                f"{type(config).__name__} cannot be fitted by one task",
-                next_step="let Ray Train fit it",
-            )
+            return torch_nets
 
 
 def load(family: str, folder: Path) -> NativeModel:

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from penstock.training.declarations import LightGBM, Loss, Task
 from penstock.training.estimators import boosting
-from penstock.training.estimators.base import INPUT, FitJob, Fitted, Labels, Scaled, Scores
+from penstock.training.estimators.base import INPUT, Scaled, Scores
 
 _OBJECTIVES: Mapping[Loss, str] = {
     "log_loss": "binary",
@@ -29,47 +28,6 @@ _MODEL_FILE = "model.txt"
 _OPSET = 15
 _THRESHOLDS = re.compile(r"^threshold=(.*)$", re.MULTILINE)
 _SIZES = re.compile(r"^tree_sizes=.*\n", re.MULTILINE)
-
-
-def fit(config: LightGBM, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
-    """Fit on `config.num_workers` workers of Ray Train."""
-    from ray.train.lightgbm import LightGBMTrainer
-
-    state = boosting.fit_on_workers(LightGBMTrainer, _worker, config, scaled, labels, job)
-    return _fitted(config, state, num_features=scaled.shape[1])
-
-
-def fit_here(config: LightGBM, scaled: Scaled, labels: Labels, job: FitJob | None = None) -> Fitted:
-    """Fit in this process, to the same trees as one worker of Ray Train."""
-    return _fitted(config, _boosted(config, scaled, labels, job), num_features=scaled.shape[1])
-
-
-def fit_native(config: LightGBM, scaled: Scaled, labels: Labels, job: FitJob) -> "LeafwiseTrees":
-    """Fit in this process to the trees alone: whoever only wants scores pays for no graph."""
-    return _native(config, _boosted(config, scaled, labels, job))
-
-
-def _boosted(
-    config: LightGBM, scaled: Scaled, labels: Labels, job: FitJob | None
-) -> boosting.State:
-    library = partial(_LightGBM, config, network={})
-    return boosting.fit_in_process(config, library, scaled, labels, job)
-
-
-def _native(config: LightGBM, state: boosting.State) -> "LeafwiseTrees":
-    grown = lightgbm.Booster(model_str=(state.model or b"").decode())
-    kept = grown.model_to_string(num_iteration=boosting.best_round(config, state.history))
-    return LeafwiseTrees(booster=lightgbm.Booster(model_str=with_float32_thresholds(kept)))
-
-
-def _fitted(config: LightGBM, state: boosting.State, *, num_features: int) -> Fitted:
-    native = _native(config, state)
-    return Fitted(
-        native=native,
-        onnx=export(native.booster, config.task, num_features=num_features),
-        history=state.history,
-        facts=boosting.facts(config, state.history),
-    )
 
 
 def with_float32_thresholds(model: str) -> str:
@@ -117,22 +75,6 @@ def parameters(config: LightGBM) -> dict[str, Any]:
         "force_row_wise": True,
         "verbosity": -1,
     }
-
-
-def _worker(parts: dict[str, Any]) -> dict[str, Any]:
-    def library(config: Any, rows: boosting.Rows, _gpu: bool, world: int) -> boosting.Library:
-        from ray.train.lightgbm import get_network_params
-
-        network = {}
-        if world > 1:
-            network = {
-                "tree_learner": "data_parallel",
-                "pre_partition": True,
-                **get_network_params(),
-            }
-        return _LightGBM(config, rows, network=network)
-
-    return boosting.work(parts, library)
 
 
 class _LightGBM:
@@ -187,15 +129,15 @@ def _dumped(booster: Any) -> bytes:
     return text.encode()
 
 
-def export(booster: lightgbm.Booster, task: Task, *, num_features: int) -> bytes:
-    """Give the booster's graph, from float32 [n, F] to the score."""
+def export(trees: "LeafwiseTrees", task: Task, num_features: int) -> bytes:
+    """Give the trees' graph, from float32 [n, F] to the score."""
     from onnxmltools import convert_lightgbm
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     from penstock.training.estimators.graph import only_score
 
     model = convert_lightgbm(
-        booster,
+        trees.booster,
         initial_types=[(INPUT, FloatTensorType([None, num_features]))],
         target_opset=_OPSET,
         zipmap=False,
@@ -230,3 +172,28 @@ class LeafwiseTrees:
     def load(cls, folder: Path) -> Self:
         """Read model.txt."""
         return cls(booster=lightgbm.Booster(model_str=(folder / _MODEL_FILE).read_text()))
+
+
+def _trainer() -> Any:
+    from ray.train.lightgbm import LightGBMTrainer
+
+    return LightGBMTrainer
+
+
+def _start(config: LightGBM, rows: boosting.Rows, _use_gpu: bool, world: int) -> _LightGBM:
+    network = {}
+    if world > 1:
+        from ray.train.lightgbm import get_network_params
+
+        network = {"tree_learner": "data_parallel", "pre_partition": True, **get_network_params()}
+    return _LightGBM(config, rows, network=network)
+
+
+def _read(config: LightGBM, state: boosting.State) -> LeafwiseTrees:
+    grown = lightgbm.Booster(model_str=(state.model or b"").decode())
+    kept = grown.model_to_string(num_iteration=boosting.best_round(config, state.history))
+    return LeafwiseTrees(booster=lightgbm.Booster(model_str=with_float32_thresholds(kept)))
+
+
+_FAMILY = boosting.Family(trainer=_trainer, start=_start, read=_read, export=export)
+fit, fit_here, fit_native = _FAMILY.fit, _FAMILY.fit_here, _FAMILY.fit_native

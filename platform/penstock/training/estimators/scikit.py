@@ -18,7 +18,15 @@ from penstock.training.declarations import (
     Ridge,
     Task,
 )
-from penstock.training.estimators.base import INPUT, Fitted, Labels, NativeModel, Scaled, Scores
+from penstock.training.estimators.base import (
+    INPUT,
+    FitJob,
+    Fitted,
+    Labels,
+    NativeModel,
+    Scaled,
+    Scores,
+)
 from penstock.training.estimators.class_weight import positive_weight
 
 ScikitConfig = LogisticRegression | Ridge | DecisionTree | RandomForest
@@ -27,21 +35,25 @@ _WEIGHTS_FILE = "weights.safetensors"
 _ROWS_AT_ONCE = 4096
 
 
-def fit(config: ScikitConfig, scaled: Scaled, labels: Labels) -> Fitted:
+def fit(config: ScikitConfig, scaled: Scaled, labels: Labels, _job: FitJob) -> Fitted:
     """Fit in one Ray task with the threads of its CPUs."""
     task = ray.remote(fit_here).options(num_cpus=config.num_cpus, max_retries=2)
     fitted: Fitted = ray.get(task.remote(config, scaled, labels))
     return fitted
 
 
-def fit_here(config: ScikitConfig, scaled: Scaled, labels: Labels) -> Fitted:
+def fit_here(
+    config: ScikitConfig, scaled: Scaled, labels: Labels, _job: FitJob | None = None
+) -> Fitted:
     """Fit in this process; the estimator itself never leaves it, only arrays and a graph do."""
     estimator = _fit(config, scaled, labels)
     graph = _export(estimator, config.task, num_features=scaled.shape[1])
     return Fitted(native=_native(config, estimator), onnx=graph)
 
 
-def fit_native(config: ScikitConfig, scaled: Scaled, labels: Labels) -> NativeModel:
+def fit_native(
+    config: ScikitConfig, scaled: Scaled, labels: Labels, _job: FitJob | None = None
+) -> NativeModel:
     """Fit in this process to arrays alone: whoever only wants scores pays for no graph."""
     return _native(config, _fit(config, scaled, labels))
 

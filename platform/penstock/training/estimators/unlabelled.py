@@ -13,7 +13,16 @@ from safetensors.numpy import load_file, save_file
 
 from penstock.errors import TrainingDataError
 from penstock.training.declarations import IsolationForest, KMeans
-from penstock.training.estimators.base import INPUT, OUTPUT, Fitted, Labels, Scaled, Scores
+from penstock.training.estimators.base import (
+    INPUT,
+    OUTPUT,
+    FitJob,
+    Fitted,
+    Labels,
+    NativeModel,
+    Scaled,
+    Scores,
+)
 from penstock.training.estimators.scikit import Forest
 
 UnlabelledConfig = IsolationForest | KMeans
@@ -24,7 +33,7 @@ _DEPTH_FILE = "usual_depth.json"
 _ROWS_AT_ONCE = 65_536
 
 
-def fit(config: UnlabelledConfig, scaled: Scaled, labels: Labels) -> Fitted:
+def fit(config: UnlabelledConfig, scaled: Scaled, labels: Labels, _job: FitJob) -> Fitted:
     """Fit in one Ray task with the threads of its CPUs."""
     import ray
 
@@ -33,7 +42,9 @@ def fit(config: UnlabelledConfig, scaled: Scaled, labels: Labels) -> Fitted:
     return fitted
 
 
-def fit_here(config: UnlabelledConfig, scaled: Scaled, _labels: Labels) -> Fitted:
+def fit_here(
+    config: UnlabelledConfig, scaled: Scaled, _labels: Labels, _job: FitJob | None = None
+) -> Fitted:
     """Fit in this process; nobody looks at the labels.
 
     Raises:
@@ -46,6 +57,13 @@ def fit_here(config: UnlabelledConfig, scaled: Scaled, _labels: Labels) -> Fitte
         case KMeans():
             centres, quality = _fit_centres(config, scaled)
             return Fitted(native=centres, onnx=_centres_graph(centres), history=[quality])
+
+
+def fit_native(
+    config: UnlabelledConfig, scaled: Scaled, labels: Labels, _job: FitJob | None = None
+) -> NativeModel:
+    """Fit in this process; its graph costs next to nothing."""
+    return fit_here(config, scaled, labels).native
 
 
 def _fit_trees(config: IsolationForest, scaled: Scaled) -> "IsolationTrees":

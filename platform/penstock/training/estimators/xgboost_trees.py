@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,7 +10,7 @@ import xgboost
 
 from penstock.training.declarations import Loss, Task, XGBoost
 from penstock.training.estimators import boosting
-from penstock.training.estimators.base import INPUT, FitJob, Fitted, Labels, Scaled, Scores
+from penstock.training.estimators.base import INPUT, Scaled, Scores
 
 _OBJECTIVES: Mapping[Loss, str] = {
     "log_loss": "binary:logistic",
@@ -26,44 +25,6 @@ _MEASURES: Mapping[Loss, str] = {
 _MODEL_FILE = "model.ubj"
 # The newest opset that onnxmltools writes for XGBoost.
 _OPSET = 15
-
-
-def fit(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
-    """Fit on `config.num_workers` workers of Ray Train."""
-    from ray.train.xgboost import XGBoostTrainer
-
-    state = boosting.fit_on_workers(XGBoostTrainer, _worker, config, scaled, labels, job)
-    return _fitted(config, state, num_features=scaled.shape[1])
-
-
-def fit_here(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob | None = None) -> Fitted:
-    """Fit in this process, to the same trees as one worker of Ray Train."""
-    return _fitted(config, _boosted(config, scaled, labels, job), num_features=scaled.shape[1])
-
-
-def fit_native(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob) -> "BoostedTrees":
-    """Fit in this process to the trees alone: whoever only wants scores pays for no graph."""
-    return _native(config, _boosted(config, scaled, labels, job))
-
-
-def _boosted(config: XGBoost, scaled: Scaled, labels: Labels, job: FitJob | None) -> boosting.State:
-    library = partial(_XGBoost, config, use_gpu=False)
-    return boosting.fit_in_process(config, library, scaled, labels, job)
-
-
-def _native(config: XGBoost, state: boosting.State) -> "BoostedTrees":
-    grown = xgboost.Booster(model_file=bytearray(state.model or b""))
-    return BoostedTrees(booster=grown[: boosting.best_round(config, state.history)])
-
-
-def _fitted(config: XGBoost, state: boosting.State, *, num_features: int) -> Fitted:
-    native = _native(config, state)
-    return Fitted(
-        native=native,
-        onnx=export(native.booster, config.task, num_features=num_features),
-        history=state.history,
-        facts=boosting.facts(config, state.history),
-    )
 
 
 def parameters(config: XGBoost, *, use_gpu: bool) -> dict[str, Any]:
@@ -85,13 +46,6 @@ def parameters(config: XGBoost, *, use_gpu: bool) -> dict[str, Any]:
     if config.initial_score is not None:
         given["base_score"] = config.initial_score
     return given
-
-
-def _worker(parts: dict[str, Any]) -> dict[str, Any]:
-    def library(config: Any, rows: boosting.Rows, use_gpu: bool, _world: int) -> boosting.Library:
-        return _XGBoost(config, rows, use_gpu=use_gpu)
-
-    return boosting.work(parts, library)
 
 
 class _XGBoost:
@@ -150,15 +104,15 @@ def _dumped(booster: xgboost.Booster) -> bytes:
     return bytes(booster.save_raw("ubj"))
 
 
-def export(booster: xgboost.Booster, task: Task, *, num_features: int) -> bytes:
-    """Give the booster's graph, from float32 [n, F] to the score."""
+def export(trees: "BoostedTrees", task: Task, num_features: int) -> bytes:
+    """Give the trees' graph, from float32 [n, F] to the score."""
     from onnxmltools import convert_xgboost
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     from penstock.training.estimators.graph import only_score
 
     model = convert_xgboost(
-        booster,
+        trees.booster,
         initial_types=[(INPUT, FloatTensorType([None, num_features]))],
         target_opset=_OPSET,
     )
@@ -189,3 +143,22 @@ class BoostedTrees:
     def load(cls, folder: Path) -> Self:
         """Read model.ubj."""
         return cls(booster=xgboost.Booster(model_file=folder / _MODEL_FILE))
+
+
+def _trainer() -> Any:
+    from ray.train.xgboost import XGBoostTrainer
+
+    return XGBoostTrainer
+
+
+def _start(config: XGBoost, rows: boosting.Rows, use_gpu: bool, _world: int) -> _XGBoost:
+    return _XGBoost(config, rows, use_gpu=use_gpu)
+
+
+def _read(config: XGBoost, state: boosting.State) -> BoostedTrees:
+    grown = xgboost.Booster(model_file=bytearray(state.model or b""))
+    return BoostedTrees(booster=grown[: boosting.best_round(config, state.history)])
+
+
+_FAMILY = boosting.Family(trainer=_trainer, start=_start, read=_read, export=export)
+fit, fit_here, fit_native = _FAMILY.fit, _FAMILY.fit_here, _FAMILY.fit_native

@@ -20,7 +20,7 @@ from penstock.training.metrics import evaluate
 from penstock.training.search.families_space import split_values
 from penstock.training.search.ledger import Trial
 from penstock.training.search.measuring import PreparedFold
-from penstock.training.search.native_fits import for_one_task
+from penstock.training.search.one_task import for_one_task
 from penstock.training.search.selecting import choose_members
 from penstock.training.search.summary import LeaderboardEntry, parameters_as_text
 from penstock.training.search_declarations import with_values

@@ -20,10 +20,11 @@ from penstock.training.declarations import (
     TimeSplit,
 )
 from penstock.training.estimators.base import FitJob, Labels, Scaled
+from penstock.training.estimators.families import fit_native
+from penstock.training.folds import sides_of
 from penstock.training.metrics import evaluate
 from penstock.training.preprocessing import Preprocessing
-from penstock.training.search.native_fits import fit_native
-from penstock.training.validation import DAY_COLUMN, Examples, split, to_examples
+from penstock.training.validation import DAY_COLUMN, Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +68,14 @@ def prepare(
     Raises:
         TrainingDataError: a side of the fold cannot be trained or tested on.
     """
-    train, test = (
-        to_examples(
-            rows, feature_names=feature_names, label=model.label, side=side, task=model.task
-        )
-        for rows, side in zip(
-            split(frame, fold, event_time=event_time, label=model.label),
-            ("training", "test"),
-            strict=True,
-        )
-    )
-    scaling = preprocessing.fit(
-        train.features, feature_names=feature_names, policy=model.preprocessing
-    )
+    sides = sides_of(frame, model, fold, event_time=event_time, feature_names=feature_names)
+    scaling, train, test = sides.scaling, sides.train, sides.test
     looked_at = [name for name in (DAY_COLUMN, *model.group_columns) if name in test.frame.columns]
     return PreparedFold(
         scaling=scaling,
         train=scaling.apply(train.features),
         train_labels=train.labels,
-        job=replace(
-            job,
-            event_times=train.frame[event_time].dt.replace_time_zone(None).to_numpy(),
-            label_delay=fold.label_delay,
-        ),
+        job=replace(job, event_times=sides.train_times, label_delay=fold.label_delay),
         test=scaling.apply(test.features),
         test_rows=Examples(
             features=np.empty((test.num_rows, 0)),

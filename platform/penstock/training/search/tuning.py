@@ -10,12 +10,7 @@ import orjson
 import polars as pl
 
 from penstock.errors import UserError
-from penstock.features.training_set import (
-    TrainingSet,
-    build_training_set,
-    load_training_set,
-    read_training_set,
-)
+from penstock.features.training_set import TrainingSet
 from penstock.files import write_whole
 from penstock.locks import exclusive
 from penstock.prices import SECONDS_PER_HOUR
@@ -23,6 +18,7 @@ from penstock.progress import Progress, silent
 from penstock.settings import Settings
 from penstock.training.declarations import Model
 from penstock.training.estimators.base import FitJob
+from penstock.training.model_rows import rows_of, tracked_training_set
 from penstock.training.search import pictures
 from penstock.training.search.asked import Asked
 from penstock.training.search.controller import Controller, Plan, Watch, best
@@ -36,7 +32,7 @@ from penstock.training.search.leaderboard import (
 )
 from penstock.training.search.ledger import Ledger, Trial
 from penstock.training.search.measuring import Measurement, PreparedFold, measure, prepare
-from penstock.training.search.native_fits import for_one_task, num_cpus
+from penstock.training.search.one_task import for_one_task, num_cpus
 from penstock.training.search.proposals import Space
 from penstock.training.search.summary import Tuning, axes, summarise
 from penstock.training.search.tasks import Tasks, result_of, tasks
@@ -46,7 +42,6 @@ from penstock.training.selection import first_event
 from penstock.training.study_folds import StudyFolds, study_folds
 from penstock.training.tracking import TrackedRun, Tracking
 
-_TRAINING_SET_TAG = "penstock.training_set"
 _TRIAL_TAG = "penstock.trial_state"
 _RESULT_FILE = "tuning.json"
 _LEDGER_FILE = "ledger.jsonl"
@@ -80,11 +75,16 @@ def tune(
         watch: hears of all trials whenever one was measured.
 
     Raises:
-        UserError: the budget ends before one trial is measured, or the request id names another
-            search.
+        UserError: the model has no label, the budget ends before one trial is measured, or the
+            request id names another search.
         TrainingDataError: a fold, or every trial, cannot be trained on.
         BusyError: the same request is being worked on.
     """
+    if model.label is None:
+        raise UserError(
+            f"{model.name} has no label, so no trial is better than another",
+            allowed="a model with a label",
+        )
     tracking = Tracking.open(settings)
     experiment = f"{model.name}-tuning"
     known = tracking.find_run(experiment, request_id)
@@ -140,9 +140,16 @@ class _Attempt:
         plan = study_folds(
             self._model, self._asked.num_folds, first_event(self._settings, self._model)
         )
-        made = self._training_set(plan)
+        made = tracked_training_set(
+            self._settings,
+            self._model,
+            self._tracked,
+            start=plan.start,
+            end=plan.end,
+            progress=self._progress,
+        )
+        frame = rows_of(made, self._model, start=plan.start, end=plan.end)
         self._progress("folds", 0, len(plan.folds), unit="folds")
-        frame = read_training_set(made)
         folds = [self._prepared(frame, made, fold) for fold in plan.folds]
         self._progress("folds", len(folds), len(folds), unit="folds")
         ledger = Ledger(self._folder / _LEDGER_FILE, self._described(made))
@@ -168,31 +175,6 @@ class _Attempt:
             tuning = self._with_ensemble(tuning, ledger, folds, running, shared)
         self._finish(tuning)
         return tuning
-
-    def _training_set(self, plan: StudyFolds) -> TrainingSet:
-        if self._tracked.is_resumed:
-            known = self._tracked.tag(_TRAINING_SET_TAG)
-            if known:
-                return load_training_set(self._settings, known)
-        label = self._model.label
-        if label is None:
-            raise UserError(
-                f"{self._model.name} has no label, so no trial is better than another",
-                allowed="a model with a label",
-            )
-        made = build_training_set(
-            self._settings,
-            use_case=self._model.use_case,
-            service=self._model.feature_service,
-            label_table=self._model.label_table,
-            label=self._model.known_label,
-            start=plan.start,
-            end=plan.end,
-            extra_columns=self._model.group_columns,
-            progress=self._progress,
-        )
-        self._tracked.set_tags({_TRAINING_SET_TAG: made.id})
-        return made
 
     def _prepared(self, frame: pl.DataFrame, made: TrainingSet, fold: Any) -> PreparedFold:
         return prepare(
