@@ -21,8 +21,9 @@ import polars as pl
 import psutil
 from _card_fraud import CUSTOMER, TERMINAL, read_payments
 
+from penstock.cluster.tasks import runner
 from penstock.features import point_in_time
-from penstock.features.distributed_join import ROWS_PER_CHUNK, execute, runner
+from penstock.features.distributed_join import ROWS_PER_CHUNK, execute
 from penstock.features.join_planner import SideSize, choose_path, row_bytes, side_size
 from penstock.features.point_in_time import JoinPlan, ViewSide
 from penstock.features.windows import compute

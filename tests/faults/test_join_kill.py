@@ -12,8 +12,9 @@ import pytest
 import ray
 
 from penstock.cluster import connection
+from penstock.cluster.tasks import RunOnRay
 from penstock.features import point_in_time
-from penstock.features.distributed_join import RunOnRay, execute
+from penstock.features.distributed_join import execute
 from worlds import labels_of, side, source_of
 
 pytestmark = pytest.mark.ray
@@ -44,9 +45,12 @@ class DeadlySink:
         return frame
 
 
-def join(folder: Path, *, max_retries: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The join with a dying worker, and the same in one task."""
-    labels = labels_of([("a", n % 7, n) for n in range(NUM_LABELS)])
+def join(
+    folder: Path, *, in_order: bool = True, max_retries: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The join with a dying worker, and the same in one task; out of order it goes by entity."""
+    times = [n if in_order else n * 37 % NUM_LABELS for n in range(NUM_LABELS)]
+    labels = labels_of([("a", n % 7, time) for n, time in enumerate(times)])
     view = side(source_of([("a", n % 7, n, 0) for n in range(0, NUM_LABELS, 3)]), "shop")
     checked = point_in_time.plan(labels.schema, [view], event_time="at")
     starts = range(0, NUM_LABELS, ROWS_PER_CHUNK)
@@ -57,14 +61,16 @@ def join(folder: Path, *, max_retries: int) -> tuple[pl.DataFrame, pl.DataFrame]
         num_buckets=3,
         scratch=folder / "scratch",
         run=RunOnRay(max_in_flight=2, max_retries=max_retries),
+        rows_per_chunk=50,
     )
     return pl.concat(list(found)), point_in_time.execute_in_one_task(checked, labels)
 
 
 @pytest.mark.usefixtures("connected")
 class TestKilledWorker:
-    def test_its_task_is_run_again_and_no_row_is_lost(self, tmp_path: Path):
-        many, one = join(tmp_path, max_retries=2)
+    @pytest.mark.parametrize("in_order", [True, False], ids=["by time", "by entity"])
+    def test_its_task_is_run_again_and_no_row_is_lost(self, tmp_path: Path, in_order: bool):
+        many, one = join(tmp_path, in_order=in_order, max_retries=2)
         assert (tmp_path / "died").exists()
         assert many.equals(one)
 

@@ -28,7 +28,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _convert_arrow_to_proto
 
-from penstock.features.distributed_join import runner
+from penstock.cluster.tasks import runner
 from penstock.features.newest_rows import bring_newest, newest_rows
 from penstock.features.online_rows import RowStore
 from penstock.progress import Progress

@@ -1,22 +1,36 @@
-"""The point-in-time join spread over many tasks: see `join_pieces` for what each of them does."""
+"""The point-in-time join spread over many tasks, by time or by entity.
+
+What each task does stands in `join_stretches` and in `join_pieces`. By time is less work, and is
+taken where the rows lie about in order of time; by entity any rows can be joined.
+"""
 
 import itertools
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
+from penstock.cluster.tasks import RunTasks
 from penstock.features.join_pieces import (
     Piece,
     assemble,
     join_bucket,
     split_labels,
     split_source,
+)
+from penstock.features.join_stretches import (
+    Part,
+    Stretches,
+    carry,
+    join_stretch,
+    label_span,
+    source_span,
+    sources_of,
+    split_newest,
+    stretches_of,
 )
 from penstock.features.point_in_time import JoinPlan
 from penstock.locks import private_folder
@@ -25,72 +39,6 @@ from penstock.progress import Progress, silent
 ROWS_PER_CHUNK = 1 << 20
 Sink = Callable[[int, pl.DataFrame], Any]
 """Takes a finished chunk where it was made: its number and its rows; gives what to report."""
-_Call = Mapping[str, Any]
-
-
-class RunTasks(Protocol):
-    """Runs calls of one function and gives their results in the order of the calls."""
-
-    def __call__(self, function: Callable[..., Any], calls: Sequence[_Call]) -> Iterator[Any]:
-        """Start at once; results are waited for as they are taken."""
-        ...
-
-
-def run_here(function: Callable[..., Any], calls: Sequence[_Call]) -> Iterator[Any]:
-    """Run the calls in this process, one after the other."""
-    return (function(**call) for call in calls)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOnRay:
-    """Runs calls as Ray tasks, so many at a time; a task whose worker dies is run again."""
-
-    max_in_flight: int
-    max_retries: int = 3
-    num_cpus: int = 1
-    """Of each task, and so its threads."""
-
-    def __call__(self, function: Callable[..., Any], calls: Sequence[_Call]) -> Iterator[Any]:
-        """Run the calls on the Ray that this process is connected to.
-
-        Who takes no further result and closes the iterator ends what still runs.
-        """
-        import ray
-
-        task = ray.remote(_call).options(num_cpus=self.num_cpus, max_retries=self.max_retries)
-        waiting: dict[Any, int] = {}
-        done: dict[int, Any] = {}
-        numbered = iter(enumerate(calls))
-        turn = 0
-        try:
-            while turn < len(calls):
-                for number, call in itertools.islice(numbered, self.max_in_flight - len(waiting)):
-                    waiting[task.remote(function, call)] = number
-                ready, _ = ray.wait(list(waiting), num_returns=1)
-                done[waiting.pop(ready[0])] = ray.get(ready[0])
-                while turn in done:
-                    yield done.pop(turn)
-                    turn += 1
-        finally:
-            for reference in waiting if ray.is_initialized() else ():
-                ray.cancel(reference)
-
-
-def _call(function: Callable[..., Any], call: _Call) -> Any:
-    return function(**call)
-
-
-def runner(*, num_cpus: int = 1) -> RunTasks:
-    """Where to run tasks of so many CPUs: on the Ray of this process, else in it."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return run_here
-    if len([node for node in ray.nodes() if node["Alive"]]) > 1:
-        cores = int(ray.cluster_resources().get("CPU", 1))
-    else:
-        # A Ray on one machine has more slots than cores, so that nothing starves.
-        cores = os.cpu_count() or 1
-    return RunOnRay(max_in_flight=max(cores // num_cpus, 1), num_cpus=num_cpus)
 
 
 def execute(
@@ -119,60 +67,189 @@ def execute(
     Yields:
         The sink's answer for each chunk, in the labels' order.
     """
+    steps = _Steps(run, progress)
     views = range(len(plan.views))
+    parts = [_parts(view.frame, rows_per_chunk) for view in plan.views]
+    with private_folder(scratch, what="the scratch of a join") as folder:
+        labels = steps("times of labels", partial(label_span, plan), _each(chunks))
+        runs = [{"view": v, "chunk": part} for v in views for part in parts[v]]
+        spans = steps("times of features", partial(source_span, plan), runs)
+        stretches, _ = stretches_of(
+            plan,
+            list(labels),
+            [list(itertools.islice(spans, len(parts[v]))) for v in views],
+            rows_per_chunk=rows_per_chunk,
+            num_buckets=num_buckets,
+        )
+        carried = None
+        if stretches is not None:
+            carried = _carried(plan, stretches, parts, folder, steps, rows_per_chunk)
+        if stretches is not None and carried is not None:
+            yield from _by_time(plan, stretches, carried, chunks, sink, steps)
+        else:
+            yield from _by_entity(plan, chunks, parts, sink, num_buckets, folder, steps)
 
-    def step(name: str, function: Callable[..., Any], calls: Sequence[_Call]) -> Iterator[Any]:
-        progress(name, 0, len(calls), unit="tasks")
-        for number, result in enumerate(run(function, calls), start=1):
-            progress(name, number, len(calls), unit="tasks")
+
+@dataclass(frozen=True)
+class _Steps:
+    """Runs the tasks of a step, and tells of each."""
+
+    run: RunTasks
+    progress: Progress
+
+    def __call__(
+        self, name: str, function: Callable[..., Any], calls: Sequence[Mapping[str, Any]]
+    ) -> Iterator[Any]:
+        self.progress(name, 0, len(calls), unit="tasks")
+        for number, result in enumerate(self.run(function, calls), start=1):
+            self.progress(name, number, len(calls), unit="tasks")
             yield result
 
-    with private_folder(scratch, what="the scratch of a join") as folder:
-        labels = list(
-            step(
-                "split labels",
-                partial(split_labels, plan, num_buckets=num_buckets),
-                [
-                    {"chunk": chunk, "out": [folder / f"labels-{v}-{n}.arrow" for v in views]}
-                    for n, chunk in enumerate(chunks)
-                ],
-            )
-        )
-        parts = [(v, part) for v in views for part in _parts(plan.views[v].frame, rows_per_chunk)]
-        split = step(
-            "split features",
-            partial(split_source, plan, num_buckets=num_buckets),
-            [
-                {"view": v, "chunk": part, "out": folder / f"source-{v}-{n}.arrow"}
-                for n, (v, part) in enumerate(parts)
-            ],
-        )
-        source = [(v, chunk) for (v, _), chunk in zip(parts, split, strict=True)]
-        buckets = [(v, bucket) for v in views for bucket in range(num_buckets)]
-        joined = step(
-            "join",
-            partial(join_bucket, plan),
+
+@dataclass(frozen=True)
+class _CarriedView:
+    """One view's rows, as the stretches of time see them."""
+
+    pieces: Sequence[Piece]
+    """By stretch, the newest rows before it."""
+    parts: Sequence[tuple[pl.LazyFrame, Part]]
+
+
+def _carried(
+    plan: JoinPlan,
+    stretches: Stretches,
+    parts: Sequence[Sequence[pl.LazyFrame]],
+    folder: Path,
+    steps: _Steps,
+    rows_per_chunk: int,
+) -> list[_CarriedView] | None:
+    """Carry every view's newest rows; None: there are too many entities to be carried."""
+    views = range(len(parts))
+    found = steps(
+        "newest features",
+        partial(split_newest, plan, stretches),
+        [
+            {"view": v, "chunk": part, "out": folder / f"newest-{v}-{n}.arrow"}
+            for v in views
+            for n, part in enumerate(parts[v])
+        ],
+    )
+    split = [list(itertools.islice(found, len(parts[v]))) for v in views]
+    carried = list(
+        steps(
+            "carry",
+            partial(carry, plan, stretches),
             [
                 {
                     "view": v,
-                    "labels": [chunk[v].bucket(bucket) for chunk in labels],
-                    "source": [chunk.bucket(bucket) for view, chunk in source if view == v],
-                    "out": folder / f"joined-{v}-{bucket}.arrow",
+                    "newest": [part.newest for part in split[v]],
+                    "out": [folder / f"carried-{v}-{n}.arrow" for n in range(len(stretches.order))],
+                    # No more than are read anyhow.
+                    "most_rows": rows_per_chunk * max(len(parts[v]), 1),
                 }
-                for v, bucket in buckets
+                for v in views
             ],
         )
-        found: list[list[list[Piece]]] = [[] for _ in views]
-        for (v, _), pieces in zip(buckets, joined, strict=True):
-            found[v].append(pieces)
-        yield from step(
-            "write",
-            partial(_finish, plan, sink),
+    )
+    if any(pieces is None for pieces in carried):
+        return None
+    return [
+        _CarriedView(pieces, list(zip(parts[v], split[v], strict=True)))
+        for v, pieces in enumerate(carried)
+    ]
+
+
+def _by_time(
+    plan: JoinPlan,
+    stretches: Stretches,
+    views: Sequence[_CarriedView],
+    chunks: Sequence[pl.LazyFrame],
+    sink: Sink,
+    steps: _Steps,
+) -> Iterator[Any]:
+    """Join each chunk with the rows of its own time and those carried into it."""
+    stretch_of = {chunk: stretch for stretch, chunk in enumerate(stretches.order)}
+
+    def sources(chunk: int, v: int) -> list[pl.LazyFrame]:
+        if chunk not in stretch_of:
+            return []
+        number = stretch_of[chunk]
+        return sources_of(
+            plan,
+            stretches,
+            number,
+            view=v,
+            carried=views[v].pieces[number],
+            parts=views[v].parts,
+        )
+
+    calls = [
+        {"number": n, "chunk": chunk, "sources": [sources(n, v) for v in range(len(views))]}
+        for n, chunk in enumerate(chunks)
+    ]
+    yield from steps("join", partial(join_stretch, plan, sink), calls)
+
+
+def _by_entity(
+    plan: JoinPlan,
+    chunks: Sequence[pl.LazyFrame],
+    parts: Sequence[Sequence[pl.LazyFrame]],
+    sink: Sink,
+    num_buckets: int,
+    folder: Path,
+    steps: _Steps,
+) -> Iterator[Any]:
+    """Cut both sides into buckets of entities, join each bucket, and put the chunks together."""
+    views = range(len(plan.views))
+    labels = list(
+        steps(
+            "split labels",
+            partial(split_labels, plan, num_buckets=num_buckets),
             [
-                {"number": n, "chunk": chunk, "pieces": [[b[n] for b in found[v]] for v in views]}
+                {"chunk": chunk, "out": [folder / f"labels-{v}-{n}.arrow" for v in views]}
                 for n, chunk in enumerate(chunks)
             ],
         )
+    )
+    split = steps(
+        "split features",
+        partial(split_source, plan, num_buckets=num_buckets),
+        [
+            {"view": v, "chunk": part, "out": folder / f"source-{v}-{n}.arrow"}
+            for v in views
+            for n, part in enumerate(parts[v])
+        ],
+    )
+    source = [list(itertools.islice(split, len(parts[v]))) for v in views]
+    buckets = [(v, bucket) for v in views for bucket in range(num_buckets)]
+    joined = steps(
+        "join",
+        partial(join_bucket, plan),
+        [
+            {
+                "view": v,
+                "labels": [chunk[v].bucket(bucket) for chunk in labels],
+                "source": [chunk.bucket(bucket) for chunk in source[v]],
+                "out": folder / f"joined-{v}-{bucket}.arrow",
+            }
+            for v, bucket in buckets
+        ],
+    )
+    found: list[list[list[Piece]]] = [[] for _ in views]
+    for (v, _), pieces in zip(buckets, joined, strict=True):
+        found[v].append(pieces)
+    yield from steps(
+        "write",
+        partial(_finish, plan, sink),
+        [
+            {"number": n, "chunk": chunk, "pieces": [[b[n] for b in found[v]] for v in views]}
+            for n, chunk in enumerate(chunks)
+        ],
+    )
+
+
+def _each(chunks: Sequence[pl.LazyFrame]) -> list[dict[str, Any]]:
+    return [{"chunk": chunk} for chunk in chunks]
 
 
 def _finish(

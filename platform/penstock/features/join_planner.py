@@ -62,8 +62,8 @@ def side_size(view: ViewSide) -> SideSize:
 def choose_path(labels: SideSize, views: Sequence[SideSize], *, budget_bytes: int) -> JoinPath:
     """Choose one task where its estimated memory is within the budget.
 
-    Seconds of fixed cost buy nothing for an input that fits; one that does not fit is cut by
-    entity into buckets that do.
+    Seconds of fixed cost buy nothing for an input that fits; one that does not fit is cut, by time
+    or by entity, into pieces that do.
 
     Args:
         labels: the label rows, with all their columns.
@@ -91,7 +91,8 @@ def choose_path(labels: SideSize, views: Sequence[SideSize], *, budget_bytes: in
     return JoinPath(
         kind="distributed",
         reason=f"{size}, over the budget of {_gib(budget_bytes)}: "
-        f"the entities go into {num_buckets} buckets",
+        f"by stretches of time where rows lie in that order, else by entity in {num_buckets} "
+        "buckets",
         estimated_bytes=estimated_bytes,
         budget_bytes=budget_bytes,
         num_buckets=num_buckets,

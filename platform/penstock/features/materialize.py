@@ -11,9 +11,9 @@ from typing import cast
 from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 from feast.infra.online_stores.helpers import get_online_store_from_config
 
+from penstock.cluster.tasks import runner
 from penstock.errors import UserError
 from penstock.features.declarations import load_feature_objects
-from penstock.features.distributed_join import runner
 from penstock.features.newest_rows import bring_newest
 from penstock.features.online_rows import EPOCH, RowStore
 from penstock.features.store import note_materialized, open_store, registered_view

@@ -21,9 +21,10 @@ from feast.infra.offline_stores.offline_store import OfflineStore
 from feast.infra.online_stores.helpers import get_online_store_from_config
 from feast.repo_config import RepoConfig
 
+from penstock.cluster.tasks import RunTasks
 from penstock.errors import DeclarationError
 from penstock.features import entity_keys, source_files
-from penstock.features.distributed_join import ROWS_PER_CHUNK, RunTasks
+from penstock.features.distributed_join import ROWS_PER_CHUNK
 from penstock.features.join_pieces import Piece, SplitChunk, read_pieces, split_by_keys
 from penstock.features.join_planner import SideSize, num_buckets_for, row_bytes
 from penstock.features.online_rows import RowStore, WrittenRows

@@ -29,9 +29,10 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.utils import _get_requested_feature_views_to_features_dict
 
+from penstock.cluster.tasks import runner
 from penstock.errors import DataError, DeclarationError
 from penstock.features import point_in_time, source_files
-from penstock.features.distributed_join import ROWS_PER_CHUNK, execute, runner
+from penstock.features.distributed_join import ROWS_PER_CHUNK, execute
 from penstock.features.join_pieces import write_arrow
 from penstock.features.join_planner import SideSize, choose_path, row_bytes, side_size
 from penstock.features.point_in_time import JoinPlan, ViewSide

@@ -13,8 +13,8 @@ import polars as pl
 from feast import FeatureStore
 from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 
+from penstock.cluster.tasks import runner
 from penstock.data.tables import TableFolder
-from penstock.features.distributed_join import runner
 from penstock.features.newest_rows import bring_newest
 from penstock.features.online_rows import EPOCH, RowStore
 from penstock.features.store import note_materialized

@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from penstock.cluster.tasks import runner
 from penstock.errors import (
     BusyError,
     DeclarationError,
@@ -24,7 +25,7 @@ from penstock.errors import (
     unknown_name,
 )
 from penstock.features.declarations import load_feature_objects, load_feature_tables
-from penstock.features.distributed_join import execute, runner
+from penstock.features.distributed_join import execute
 from penstock.features.join_planner import JoinPath, SideSize, choose_path, row_bytes, side_size
 from penstock.features.pinned_rows import PinnedRows, TimeSlice
 from penstock.features.point_in_time import JoinPlan, execute_in_one_task

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from penstock.features.distributed_join import RunOnRay, RunTasks, run_here, runner
+from penstock.cluster.tasks import RunOnRay, RunTasks, run_here, runner
 from penstock.progress import silent
 from penstock.training.bootstrap import Values, bounds, resample
 from penstock.training.declarations import Bootstrap, Estimator, Fold, Model

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
+from penstock.cluster.tasks import RunTasks, runner
 from penstock.data import tables
 from penstock.errors import DeclarationError, TrainingDataError, UserError
-from penstock.features.distributed_join import RunTasks, runner
 from penstock.features.pinned_rows import PinnedRows
 from penstock.features.suggested_service import service_text
 from penstock.features.training_set import TrainingSet, build_training_set, read_training_set

@@ -9,10 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penstock.cluster.tasks import run_here
 from penstock.features import point_in_time
-from penstock.features.distributed_join import execute, run_here
+from penstock.features.distributed_join import execute
 from penstock.features.point_in_time import ViewSide
+from penstock.progress import Progress, silent
 from worlds import brute_force, label_rows, labels_of, side, sides_of, source_of, views
+
+
+def time_of(row: tuple[Any, ...]) -> int:
+    return -1 if row[2] is None else row[2]
 
 
 def joined(
@@ -23,6 +29,7 @@ def joined(
     cut_off: bool = False,
     num_buckets: int = 3,
     rows_per_chunk: int = 4,
+    progress: Progress = silent,
 ) -> pl.DataFrame:
     """The labels joined in many small tasks, in this process."""
     checked = point_in_time.plan(labels.schema, sides, event_time="at", known_at_label_time=cut_off)
@@ -36,6 +43,7 @@ def joined(
         scratch=scratch,
         run=run_here,
         rows_per_chunk=rows_per_chunk,
+        progress=progress,
     )
     chunks = list(found)
     assert [number for number, _ in chunks] == list(range(len(starts)))
@@ -47,8 +55,14 @@ def joined(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(label_rows, views, st.booleans(), st.integers(1, 5))
-def test_brute_force_one_task_and_many_agree(tmp_path, labels, world, cut_off, num_buckets):
+@given(label_rows, views, st.booleans(), st.integers(1, 5), st.booleans())
+def test_brute_force_one_task_and_many_agree(
+    tmp_path, labels, world, cut_off, num_buckets, in_order
+):
+    if in_order:
+        # Most of these are joined by time, most others by entity.
+        labels = sorted(labels, key=time_of)
+        world = [(sorted(rows, key=time_of), *more) for rows, *more in world]
     sides = sides_of(world)
     frame = labels_of(labels)
     one = point_in_time.join(frame, sides, event_time="at", known_at_label_time=cut_off)
@@ -58,6 +72,52 @@ def test_brute_force_one_task_and_many_agree(tmp_path, labels, world, cut_off, n
     for n, (rows, keys, ttl, created) in enumerate(world):
         wanted = brute_force(labels, rows, keys, ttl=ttl, created=created, cut_off=cut_off)
         assert one[f"v{n}"].to_list() == wanted
+
+
+LABELS = tuple(("ab"[n % 2], n % 3, n) for n in range(60))
+ROWS = tuple(("ab"[n % 2], n % 3, n - 1, 0) for n in range(60))
+
+
+class TestPath:
+    """Sixty rows in order of time, and the same ones in others."""
+
+    def steps(self, folder: Path, labels: Any, rows: Any, **more: Any) -> set[str]:
+        steps = set()
+        frame, view = labels_of(labels), side(source_of(rows), "who", **more)
+        many = joined(frame, [view], folder, progress=lambda step, *_, **__: steps.add(step))
+        assert many.equals(point_in_time.join(frame, [view], event_time="at"))
+        return steps
+
+    def test_rows_in_order_of_time_are_joined_by_time(self, tmp_path):
+        assert "carry" in self.steps(tmp_path, LABELS, ROWS)
+        assert "split labels" not in self.steps(tmp_path, LABELS, ROWS)
+
+    def test_so_are_rows_that_are_in_order_but_for_neighbours(self, tmp_path):
+        rows = [row for n in range(0, 60, 3) for row in reversed(ROWS[n : n + 3])]
+        assert "split labels" not in self.steps(tmp_path, LABELS, rows)
+
+    def test_and_chunks_of_labels_in_any_order(self, tmp_path):
+        labels = [row for n in range(56, -4, -4) for row in LABELS[n : n + 4]]
+        assert "split labels" not in self.steps(tmp_path, labels, ROWS)
+
+    @pytest.mark.parametrize("shuffled", ["labels", "rows"])
+    def test_others_are_joined_by_entity(self, tmp_path, shuffled):
+        sides = {"labels": LABELS, "rows": ROWS}
+        sides[shuffled] = sorted(sides[shuffled], key=lambda row: row[2] * 37 % 61)
+        steps = self.steps(tmp_path, **sides)
+        assert "carry" not in steps
+        assert "split labels" in steps
+
+    def test_too_many_entities_to_carry_are_joined_by_entity(self, tmp_path):
+        rows = [(f"entity {n}", 1, n, 0) for n in range(60)]
+        labels = [(f"entity {n}", 1, n) for n in range(60)]
+        assert {"carry", "split labels"} <= self.steps(tmp_path, labels, rows)
+
+    def test_which_a_ttl_keeps_few(self, tmp_path):
+        rows = [(f"entity {n}", 1, n, 0) for n in range(60)]
+        labels = [(f"entity {n}", 1, n + 1) for n in range(60)]
+        steps = self.steps(tmp_path, labels, rows, ttl=timedelta(seconds=3))
+        assert "split labels" not in steps
 
 
 def test_nothing_is_left_of_the_scratch(tmp_path: Path):

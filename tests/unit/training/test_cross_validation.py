@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from penstock.cluster.tasks import run_here
 from penstock.errors import TrainingDataError
-from penstock.features.distributed_join import run_here
 from penstock.training.cross_validation import FoldScores, each_fold, evaluate_folds
 from penstock.training.declarations import (
     BoostingStop,

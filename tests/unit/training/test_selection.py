@@ -6,9 +6,9 @@ import polars as pl
 import pytest
 
 from payments import commit_payments, payments_before_the_test, settings_in
+from penstock.cluster.tasks import run_here
 from penstock.errors import NotFoundError, TrainingDataError, UserError
 from penstock.features.build import build
-from penstock.features.distributed_join import run_here
 from penstock.features.store import apply
 from penstock.training.selection import select
 

@@ -1,10 +1,10 @@
 """Where a search's tasks run: on Ray, a few at a time, or in this process where there is none."""
 
-import os
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
+
+from penstock.cluster.tasks import cores_of_ray
 
 
 class Done(NamedTuple):
@@ -125,13 +125,5 @@ def tasks(num_slots: int | None = None) -> Tasks:
     Args:
         num_slots: how many at a time; None: as many as there are cores.
     """
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return Here()
-    if num_slots is None:
-        num_nodes = len([node for node in ray.nodes() if node["Alive"]])
-        # A Ray on one machine has more slots than cores, so that nothing starves.
-        num_slots = (
-            int(ray.cluster_resources().get("CPU", 1)) if num_nodes > 1 else os.cpu_count() or 1
-        )
-    return OnRay(num_slots)
+    cores = cores_of_ray()
+    return Here() if cores is None else OnRay(num_slots or cores)
