@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,10 @@ from penstock.progress import silent
 from penstock.training.bootstrap import Values, bounds, resample
 from penstock.training.declarations import Bootstrap, Estimator, Fold, Model
 from penstock.training.estimators import families
-from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Scores
+from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled
 from penstock.training.fold_declarations import delay_within
 from penstock.training.folds import Counts, EventTimes, count_folds, fit_folds
 from penstock.training.metrics import evaluate
-
-if TYPE_CHECKING:
-    from ray import ObjectRef
-
-_PLACE = "__place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +36,6 @@ class FoldResult:
     metrics: dict[str, float]
     baseline: dict[str, float]
     """What the model's baseline reaches on the same rows; empty where it has none."""
-    places: npt.NDArray[np.int64]
-    """[n]: where the fold's test rows stand in the frame."""
-    labels: Labels
-    """[n], theirs."""
-    scores: Scores
-    """[n], theirs, by a fit that has not seen them."""
     resampled: dict[str, Values]
     """Each metric on resamples of the fold's test; empty where none were asked for."""
     fit_s: float
@@ -86,43 +75,9 @@ class FoldScores:
         """Seconds of all fits, whether or not they ran side by side."""
         return sum(fold.fit_s for fold in self.folds)
 
-    def out_of_fold(self, num_rows: int) -> Scores:
-        """Give [num_rows] scores of the frame's rows; NaN for a row that no fold tests."""
-        scores = np.full(num_rows, np.nan)
-        for fold in self.folds:
-            scores[fold.places] = fold.scores
-        return scores
-
-
-def evaluate_folds(
-    frame: "pl.DataFrame | ObjectRef[pl.DataFrame]",
-    model: Model,
-    config: Estimator,
-    *,
-    event_time: str,
-    feature_names: tuple[str, ...],
-    folds: Sequence[Fold],
-    job: FitJob,
-    bootstrap: Bootstrap | None = None,
-    run: RunTasks | None = None,
-) -> FoldScores:
-    """Evaluate the estimator on every fold; the arguments are those of `each_fold`."""
-    results = each_fold(
-        frame,
-        model,
-        config,
-        event_time=event_time,
-        feature_names=feature_names,
-        folds=folds,
-        job=job,
-        bootstrap=bootstrap,
-        run=run,
-    )
-    return FoldScores(folds=tuple(results))
-
 
 def each_fold(
-    frame: "pl.DataFrame | ObjectRef[pl.DataFrame]",
+    frame: pl.DataFrame,
     model: Model,
     config: Estimator,
     *,
@@ -139,8 +94,7 @@ def each_fold(
     Whoever has seen enough closes the iterator: the folds that still run are ended.
 
     Args:
-        frame: the training set's rows; or a reference to them in Ray's store, for who evaluates
-            many estimators on the same ones.
+        frame: the training set's rows.
         model: its label, task, preprocessing, metrics and baseline.
         config: the estimator, one of the model's or any other of its task.
         event_time: the column of event times.
@@ -188,7 +142,7 @@ def _evaluate(
     number: int,
     fold: Fold,
 ) -> FoldResult:
-    rows = _get(frame).with_row_index(_PLACE)
+    rows = _get(frame)
     counts = count_folds(rows, model, event_time=event_time, folds=(fold,))
 
     def fit(_: int, scaled: Scaled, labels: Labels, times: EventTimes) -> Fitted:
@@ -217,9 +171,6 @@ def _evaluate(
         counts=counts,
         metrics=evaluate(model.metrics, test, fitted.scores),
         baseline={} if guesses is None else evaluate(model.metrics, test, guesses),
-        places=test.frame[_PLACE].to_numpy().astype(np.int64),
-        labels=test.labels,
-        scores=fitted.scores,
         resampled={}
         if bootstrap is None
         else resample(model.metrics, test, fitted.scores, bootstrap, stream=number),
@@ -227,10 +178,10 @@ def _evaluate(
     )
 
 
-def _put(frame: Any) -> Any:
+def _put(frame: pl.DataFrame) -> Any:
     import ray
 
-    return ray.put(frame) if isinstance(frame, pl.DataFrame) else frame
+    return ray.put(frame)
 
 
 def _get(frame: Any) -> pl.DataFrame:

@@ -84,9 +84,6 @@ def write_fold(file: Path, found: FoldResult, told: dict[str, Any]) -> None:
     np.savez(
         content,
         facts=np.frombuffer(orjson.dumps(facts), dtype=np.uint8),
-        places=found.places,
-        labels=found.labels,
-        scores=found.scores,
         **arrays,
     )
     write_whole(file, content.getvalue())
@@ -102,7 +99,6 @@ def read_fold(file: Path, told: dict[str, Any]) -> FoldResult | None:
             return None
         return FoldResult(
             **facts | {"counts": Counts.model_validate(facts["counts"])},
-            **{name: arrays[name] for name in ("places", "labels", "scores")},
             resampled={
                 name.removeprefix(_RESAMPLED): arrays[name]
                 for name in arrays.files
