@@ -17,14 +17,16 @@ _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class CostSettings(Record):
     """Prices and budgets, all in one currency.
 
-    The prices given here are near what large clouds list on demand; put in what you pay.
+    Unset, they are what AWS listed on demand for Linux in us-east-1 in June 2026, taken apart:
+    m7g.large (2 CPUs, 8 GB) at 0.0816 USD an hour, two thirds of it for its CPUs, and g5.xlarge
+    (4 CPUs, 16 GB, one GPU) at 1.006 USD. Put in what you pay.
     """
 
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
-    per_cpu_hour: _Amount = 0.03
+    per_cpu_hour: _Amount = 0.0272
     """Of one CPU that Ray hands out: `ray.num_logical_cpus` of them cost what the machine does."""
-    per_gpu_hour: _Amount = 2.5
-    per_gb_hour: _Amount = 0.004
+    per_gpu_hour: _Amount = 0.843
+    per_gb_hour: _Amount = 0.0034
     """Of memory, 10^9 bytes."""
     budgets_per_month: Mapping[str, _Amount] = Field(default_factory=dict)
     """By use case; one that is not named may spend what it takes."""

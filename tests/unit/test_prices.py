@@ -25,3 +25,11 @@ class TestCostSettings:
     def test_no_price_or_budget_is_below_zero_or_of_another_name(self, wrong):
         with pytest.raises(ValidationError):
             CostSettings(**wrong)
+
+
+def test_unset_prices_add_up_to_the_listed_machines():
+    unset = CostSettings()
+    general = unset.money(cpu_s=2 * 3600, memory_gb_s=8 * 3600)
+    with_gpu = unset.money(cpu_s=4 * 3600, gpu_s=3600, memory_gb_s=16 * 3600)
+    assert general == pytest.approx(0.0816)
+    assert with_gpu == pytest.approx(1.006, abs=0.001)

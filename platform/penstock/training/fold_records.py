@@ -1,6 +1,5 @@
 """What a measurement on folds leaves on record: the whole of it, and each fold as it is there."""
 
-from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from penstock.files import write_whole
 from penstock.records import Record
 from penstock.training.cross_validation import FoldResult
 from penstock.training.folds import Counts
+from penstock.training.runs import WorkRecord
 
 _RESAMPLED = "resampled "
 
@@ -39,16 +39,9 @@ class Summary(Record):
     """The interval of the mean, were the folds' test rows drawn again."""
 
 
-class FoldsRun(Record):
+class FoldsRun(WorkRecord):
     """One finished measurement on folds."""
 
-    run_id: str
-    request_id: str
-    model: str
-    use_case: str
-    estimator: str
-    training_set_id: str
-    table_versions: dict[str, int]
     validation: dict[str, Any]
     """The folds as they were declared."""
     remark: str | None
@@ -59,12 +52,6 @@ class FoldsRun(Record):
     """Means over the folds."""
     level: float
     """Of the intervals."""
-    seed: int
-    git_commit: str | None
-    environment_digest: str
-    started: datetime
-    fit_s: float
-    """All fits together, whether or not they ran side by side."""
 
 
 def write_fold(file: Path, found: FoldResult, told: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from penstock.training.code_state import CodeState
 from penstock.training.cross_validation import FoldResult, FoldScores, each_fold
 from penstock.training.declarations import Fold, Model
 from penstock.training.estimators.base import FitJob
-from penstock.training.fold_declarations import Validation, in_words, remark_on, span_of
+from penstock.training.fold_declarations import in_words, remark_on, span_of
 from penstock.training.fold_records import FoldRecord, FoldsRun, Summary, read_fold, write_fold
 from penstock.training.folds import Counts, count_folds
 from penstock.training.model_rows import rows_of, tracked_training_set
@@ -165,7 +165,7 @@ class _Attempt:
 
     def run(self) -> FoldsRun:
         model = self._model
-        folds = _each(model.folds)
+        folds = model.folds.folds()
         self._progress(f"{self._name}: training set", 0, unit="rows")
         spans = [span_of(fold) for fold in folds]
         start, end = min(first for first, _ in spans), max(last for _, last in spans)
@@ -230,7 +230,7 @@ class _Attempt:
 
     def _log_start(self, counts: Counts, made: TrainingSet) -> None:
         folds = self._model.folds
-        told = [f"trained on {in_words(fold)}" for fold in _each(folds)]
+        told = [f"trained on {in_words(fold)}" for fold in folds.folds()]
         self._tracked.set_tags({FOLD_ROWS_TAG: "; ".join(told)})
         self._tracked.log_params(
             {
@@ -262,6 +262,7 @@ class _Attempt:
     def _describe(self, made: TrainingSet, scores: FoldScores) -> FoldsRun:
         model = self._model
         level = model.bootstrap.level
+        declared: tuple[Fold, ...] = model.folds.folds()
         summaries = {}
         for metric in model.metrics:
             low, high = scores.interval(metric.name, level=level)
@@ -290,7 +291,7 @@ class _Attempt:
                     baseline=found.baseline,
                     fit_s=round(found.fit_s, 3),
                 )
-                for found, fold in zip(scores.folds, _each(model.folds), strict=True)
+                for found, fold in zip(scores.folds, declared, strict=True)
             ),
             metrics=summaries,
             baseline={
@@ -318,10 +319,6 @@ class _Attempt:
             "metrics": [metric.model_dump(mode="json") for metric in model.metrics],
             "baseline": model.baseline,
         }
-
-
-def _each(folds: Validation) -> tuple[Fold, ...]:
-    return folds.folds()
 
 
 def _read(settings: Settings, run_id: str) -> FoldsRun | None:

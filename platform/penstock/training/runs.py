@@ -42,8 +42,8 @@ class Provenance(Record):
     """SHA-256 over the scores of the test rows, in their order."""
 
 
-class Run(Counts):
-    """One finished training; its training set is its left neighbour."""
+class WorkRecord(Record):
+    """What every finished work on a training set tells of itself."""
 
     run_id: str
     request_id: str
@@ -52,16 +52,22 @@ class Run(Counts):
     estimator: str
     training_set_id: str
     table_versions: dict[str, int]
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """Of each metric, as the model's bootstrap finds them."""
     seed: int
     git_commit: str | None
     environment_digest: str
-    provenance: Provenance | None = None
-    """None: the run is older than this record."""
     started: datetime
     fit_s: float
+    """All fits together, whether or not they ran side by side."""
+
+
+class Run(WorkRecord, Counts):
+    """One finished training; its training set is its left neighbour."""
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Of each metric, as the model's bootstrap finds them."""
+    provenance: Provenance | None = None
+    """None: the run is older than this record."""
     tuning_run: str | None = None
     """The search that found the estimator's parameters; None: they are as declared."""
     bundle_path: str

@@ -176,8 +176,7 @@ class _Attempt:
             raise GateRefusedError(leak.finding, allowed=leak.allowed, next_step=leak.next_step)
         self._step(3)
         provenance = self._provenance(frame, folds.scores)
-        run = self._describe(training_set, counts, metrics, folds.fit_s, provenance)
-        run = run.model_copy(update={"intervals": drawn})
+        run = self._describe(training_set, counts, metrics, drawn, folds.fit_s, provenance)
         self._write(run, training_set, folds, baseline)
         with TemporaryDirectory() as folder:
             self._draw(Path(folder), folds, metrics, run)
@@ -251,6 +250,7 @@ class _Attempt:
         training_set: TrainingSet,
         counts: Counts,
         metrics: dict[str, float],
+        intervals: dict[str, tuple[float, float]],
         fit_s: float,
         provenance: Provenance,
     ) -> Run:
@@ -265,6 +265,7 @@ class _Attempt:
             table_versions=training_set.table_versions,
             **counts.model_dump(),
             metrics=metrics,
+            intervals=intervals,
             seed=self._config.seed,
             git_commit=self._code.commit,
             environment_digest=environment.digest(self._packages),
