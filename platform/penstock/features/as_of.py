@@ -51,16 +51,49 @@ def last_rows(
     return out
 
 
+def last_of_each(keys: pl.DataFrame) -> NDArray[np.int64]:
+    """Find the last row of every entity.
+
+    Args:
+        keys: the key columns [m], no nulls; none: every row is everybody's.
+
+    Returns:
+        Row numbers, rising.
+    """
+    if not keys.width or not keys.height:
+        return np.arange(keys.height)[-1:]
+    ends = _narrow_range(keys, keys.height)
+    if ends is None:
+        entity = pl.col(keys.columns[0]) if keys.width == 1 else pl.struct(pl.all())
+        return (
+            keys.select(entity.is_last_distinct().arg_true()).to_series().cast(pl.Int64).to_numpy()
+        )
+    low, high = ends
+    last = np.full(high - low + 1, _UNKNOWN)
+    # Of several rows with one code numpy keeps the last.
+    last[keys.to_series().cast(pl.Int64).to_numpy() - low] = np.arange(keys.height)
+    return np.sort(last[last != _UNKNOWN])
+
+
+def _narrow_range(keys: pl.DataFrame, num_rows: int) -> tuple[int, int] | None:
+    """The least and the greatest key, where they are whole numbers close enough to count by."""
+    dtype = keys.dtypes[0]
+    if keys.width > 1 or not dtype.is_integer() or dtype == pl.UInt64:
+        return None
+    rows = keys.to_series().cast(pl.Int64)
+    low, high = cast(int, rows.min()), cast(int, rows.max())
+    return (low, high) if high - low <= max(_MAX_SPARSITY * num_rows, 1 << _DIGIT_BITS) else None
+
+
 def _codes(label_keys: pl.DataFrame, row_keys: pl.DataFrame) -> tuple[_Codes, _Codes]:
     """Number the entities: equal keys, equal numbers; a label whose keys no row has gets -1."""
-    dtype = row_keys.dtypes[0]
-    if label_keys.width == 1 and dtype.is_integer() and dtype != pl.UInt64:
+    ends = _narrow_range(row_keys, len(row_keys) + len(label_keys))
+    if ends is not None:
+        low, high = ends
         labels, rows = (keys.to_series().cast(pl.Int64) for keys in (label_keys, row_keys))
-        low, high = cast(int, rows.min()), cast(int, rows.max())
-        if high - low <= max(_MAX_SPARSITY * (len(rows) + len(labels)), 1 << _DIGIT_BITS):
-            known = labels.is_between(low, high)
-            code = pl.select(pl.when(known).then(labels - low).otherwise(_UNKNOWN)).to_series()
-            return code.to_numpy(), (rows - low).to_numpy()
+        known = labels.is_between(low, high)
+        code = pl.select(pl.when(known).then(labels - low).otherwise(_UNKNOWN)).to_series()
+        return code.to_numpy(), (rows - low).to_numpy()
     numbers = row_keys.unique().with_row_index("code")
     on = row_keys.columns
     coded = [

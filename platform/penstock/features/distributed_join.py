@@ -23,20 +23,22 @@ from penstock.features.join_pieces import (
 )
 from penstock.features.join_stretches import (
     Part,
+    Span,
     Stretches,
     carry,
     join_stretch,
-    label_span,
-    source_span,
     sources_of,
     split_newest,
     stretches_of,
+    time_spans,
 )
 from penstock.features.point_in_time import JoinPlan
 from penstock.locks import private_folder
 from penstock.progress import Progress, silent
 
 ROWS_PER_CHUNK = 1 << 20
+# Only one column of each is read.
+_RUNS_PER_LOOK = 8
 Sink = Callable[[int, pl.DataFrame], Any]
 """Takes a finished chunk where it was made: its number and its rows; gives what to report."""
 
@@ -68,16 +70,11 @@ def execute(
         The sink's answer for each chunk, in the labels' order.
     """
     steps = _Steps(run, progress)
-    views = range(len(plan.views))
     parts = [_parts(view.frame, rows_per_chunk) for view in plan.views]
     with private_folder(scratch, what="the scratch of a join") as folder:
-        labels = steps("times of labels", partial(label_span, plan), _each(chunks))
-        runs = [{"view": v, "chunk": part} for v in views for part in parts[v]]
-        spans = steps("times of features", partial(source_span, plan), runs)
         stretches, _ = stretches_of(
             plan,
-            list(labels),
-            [list(itertools.islice(spans, len(parts[v]))) for v in views],
+            *_times(plan, chunks, parts, steps),
             rows_per_chunk=rows_per_chunk,
             num_buckets=num_buckets,
         )
@@ -104,6 +101,25 @@ class _Steps:
         for number, result in enumerate(self.run(function, calls), start=1):
             self.progress(name, number, len(calls), unit="tasks")
             yield result
+
+
+def _times(
+    plan: JoinPlan,
+    chunks: Sequence[pl.LazyFrame],
+    parts: Sequence[Sequence[pl.LazyFrame]],
+    steps: _Steps,
+) -> tuple[list[Span], list[list[Span]]]:
+    """Read the times of every chunk of labels, and of every run of each view's rows."""
+    sides: list[tuple[int | None, Sequence[pl.LazyFrame]]] = [(None, chunks), *enumerate(parts)]
+    calls = [
+        {"view": view, "chunks": runs[start : start + _RUNS_PER_LOOK]}
+        for view, runs in sides
+        for start in range(0, len(runs), _RUNS_PER_LOOK)
+    ]
+    found = steps("times", partial(time_spans, plan), calls)
+    spans = iter([span for several in found for span in several])
+    labels, *views = [list(itertools.islice(spans, len(runs))) for _, runs in sides]
+    return labels, views
 
 
 @dataclass(frozen=True)
@@ -246,10 +262,6 @@ def _by_entity(
             for n, chunk in enumerate(chunks)
         ],
     )
-
-
-def _each(chunks: Sequence[pl.LazyFrame]) -> list[dict[str, Any]]:
-    return [{"chunk": chunk} for chunk in chunks]
 
 
 def _finish(

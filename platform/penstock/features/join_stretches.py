@@ -1,6 +1,6 @@
 """The point-in-time join in stretches of time, for labels and views that lie about in their order.
 
-    time_span          which times a run of rows has
+    time_spans         which times runs of rows have
     stretches_of       whether the chunks of labels are stretches of time, and which rows they see
     split_newest       a run of a view's rows -> each entity's newest before every stretch
     carry              one view's newest rows, carried from stretch to stretch
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from penstock.features.as_of import last_of_each
 from penstock.features.join_columns import ticks, ticks_of
 from penstock.features.join_pieces import Piece, SplitChunk, write_arrow
 from penstock.features.point_in_time import (
@@ -33,7 +34,7 @@ from penstock.features.point_in_time import (
 
 # A stretch with more rows of a view than that would not fit beside the others.
 _MOST_CHUNKS_PER_STRETCH = 4
-_ROW, _STRETCH = "__row", "__stretch"
+_ROW = "__row"
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,11 @@ class Part:
     """Else there are others among the seen."""
 
 
-def time_span(chunk: pl.LazyFrame, time: pl.Expr) -> Span:
-    """Read the times of a run of rows."""
-    found = chunk.select(time.min().alias("first"), time.max().alias("last"), pl.len().alias("n"))
-    return Span(*found.collect().row(0))
-
-
-def label_span(plan: JoinPlan, *, chunk: pl.LazyFrame) -> Span:
-    """Read the times of a chunk of labels."""
-    return time_span(chunk, label_time(plan))
-
-
-def source_span(plan: JoinPlan, *, view: int, chunk: pl.LazyFrame) -> Span:
-    """Read the times of a run of a view's rows."""
-    side = plan.views[view]
-    dtype = side.frame.collect_schema()[side.event_time]
-    return time_span(chunk, ticks(side.event_time, dtype, plan.unit))
+def time_spans(plan: JoinPlan, *, view: int | None, chunks: Sequence[pl.LazyFrame]) -> list[Span]:
+    """Read the times of runs of rows: of a view, or of labels."""
+    time = label_time(plan) if view is None else _time_of(plan.views[view], plan)
+    asked = (time.min().alias("first"), time.max().alias("last"), pl.len().alias("num_rows"))
+    return [Span(*chunk.select(asked).collect().row(0)) for chunk in chunks]
 
 
 def stretches_of(
@@ -105,6 +95,8 @@ def stretches_of(
     if plan.known_at_label_time and any(view.created_time for view in plan.views):
         return None, "a row may be known long after its event, so none is the newest for all labels"
     timed = [(n, s.first, s.last) for n, s in enumerate(labels) if s.first is not None]
+    if not timed:
+        return None, "no label has a time"
     for view, runs in zip(plan.views, sources, strict=True):
         num_rows = sum(run.num_rows for run in runs)
         most = max(_MOST_CHUNKS_PER_STRETCH * rows_per_chunk, num_rows // num_buckets)
@@ -144,34 +136,26 @@ def split_newest(
     side = plan.views[view]
     rows = chunk.select(_columns(side)).collect()
     known = _keys_and_times(side, plan, rows)
-    times = known[TIME].to_numpy()
+    ordered = _in_order(known)
+    times = ordered[TIME].to_numpy()
+    ends = np.searchsorted(times, stretches.firsts, side="left")
+    begins = np.maximum(
+        np.concatenate([[0], ends[:-1]]),
+        np.searchsorted(times, [_oldest(side, plan, first) for first in stretches.firsts]),
+    )
+    newest = [
+        _newest(ordered.slice(begin, max(end - begin, 0)), _key_names(side))[_ROW]
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)
+    ]
+    write_arrow(rows[pl.concat(newest)], out)
+    starts = np.cumsum([0, *(places.len() for places in newest)])
     is_sorted = known[TIME].is_sorted()
-    firsts, lasts = np.asarray(stretches.firsts), np.asarray(stretches.lasts)
-    after = np.searchsorted(firsts, times, side="right")
-    matters = after < len(firsts)
-    ttl = ticks_of(side.ttl, plan.unit)
-    if ttl is not None:
-        # In Python's numbers: a TTL may reach back beyond what 64 bits hold.
-        oldest = [max(int(first) - ttl, -(2**63)) for first in firsts]
-        matters[matters] = times[matters] >= np.asarray(oldest)[after[matters]]
-    candidates = known.with_columns(pl.Series(_STRETCH, after)).filter(pl.Series(matters))
-    picked = _newest(candidates, [_STRETCH, *_key_names(side)])
-    write_arrow(rows[picked[_ROW]], out)
-    starts = np.searchsorted(picked[_STRETCH].to_numpy(), np.arange(len(firsts) + 1))
-    places = known[_ROW].to_numpy()
-    seen = {}
-    for number, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
-        begin, end = 0, len(times)
-        if is_sorted:
-            begin, end = (
-                int(np.searchsorted(times, first, side="left")),
-                int(np.searchsorted(times, last, side="right")),
-            )
-        elif not ((times >= first) & (times <= last)).any():
-            end = 0
+    places, seen = known[_ROW], {}
+    for number, last in enumerate(stretches.lasts):
+        begin, end = int(ends[number]), int(np.searchsorted(times, last, side="right"))
         if begin < end:
-            start = int(places[begin])
-            seen[number] = (start, int(places[end - 1]) + 1 - start)
+            first, final = (begin, end - 1) if is_sorted else (0, -1)
+            seen[number] = (places[first], places[final] + 1 - places[first])
     return Part(newest=SplitChunk(str(out), tuple(starts.tolist())), seen=seen, is_sorted=is_sorted)
 
 
@@ -198,7 +182,6 @@ def carry(
         For each stretch the newest rows before it; None: they would be more than `most_rows`.
     """
     side = plan.views[view]
-    ttl = ticks_of(side.ttl, plan.unit)
     carried = side.frame.select(_columns(side)).head(0).collect()
     num_rows, pieces = 0, []
     for number, (first, path) in enumerate(zip(stretches.firsts, out, strict=True)):
@@ -206,9 +189,8 @@ def carry(
         fresh = [_scan(split.bucket(number)) for split in newest]
         rows = pl.concat([carried.lazy(), *fresh]).collect()
         known = _keys_and_times(side, plan, rows)
-        if ttl is not None:
-            known = known.filter(pl.col(TIME) >= max(first - ttl, -(2**63)))
-        carried = rows[_newest(known, _key_names(side))[_ROW]]
+        known = known.filter(pl.col(TIME) >= _oldest(side, plan, first))
+        carried = rows[_newest(_in_order(known), _key_names(side))[_ROW]]
         num_rows += carried.height
         if num_rows > most_rows:
             return None
@@ -237,10 +219,7 @@ def sources_of(
         parts: its runs of rows, in the table's order, and what was found in each.
     """
     side = plan.views[view]
-    dtype = side.frame.collect_schema()[side.event_time]
-    own = ticks(side.event_time, dtype, plan.unit).is_between(
-        stretches.firsts[number], stretches.lasts[number]
-    )
+    own = _time_of(side, plan).is_between(stretches.firsts[number], stretches.lasts[number])
     frames = [_scan(carried)]
     for rows, part in parts:
         if number not in part.seen:
@@ -280,6 +259,10 @@ def _scan(piece: Piece) -> pl.LazyFrame:
     return pl.scan_ipc(piece.path).slice(piece.start, piece.length)
 
 
+def _time_of(side: ViewSide, plan: JoinPlan) -> pl.Expr:
+    return ticks(side.event_time, side.frame.collect_schema()[side.event_time], plan.unit)
+
+
 def _columns(side: ViewSide) -> list[str]:
     created = [side.created_time] if side.created_time else []
     needed = [*side.source_keys, side.event_time, *created, *side.features.values()]
@@ -296,9 +279,20 @@ def _keys_and_times(side: ViewSide, plan: JoinPlan, rows: pl.DataFrame) -> pl.Da
     return source_rows(places, plan, rows.with_row_index(_ROW).lazy()).collect()
 
 
-def _newest(known: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """Of the rows alike in `by` the one that wins, in order of time."""
+def _in_order(known: pl.DataFrame) -> pl.DataFrame:
+    """The rows by rule 3 of the join: of those alike the last one wins."""
     times = [name for name in (TIME, CREATED) if name in known.columns]
-    if len(times) > 1 or not known[TIME].is_sorted():
-        known = known.sort(times, nulls_last=False, maintain_order=True)
-    return known.unique(by, keep="last", maintain_order=True) if by else known.tail(1)
+    if len(times) == 1 and known[TIME].is_sorted():
+        return known
+    return known.sort(times, nulls_last=False, maintain_order=True)
+
+
+def _newest(ordered: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Of the rows with the same keys the last one, in order of time."""
+    return ordered[last_of_each(ordered.select(keys))] if keys else ordered.tail(1)
+
+
+def _oldest(side: ViewSide, plan: JoinPlan, first: int) -> int:
+    """From when on a row may still be valid at `first`: a TTL may reach back beyond 64 bits."""
+    ttl = ticks_of(side.ttl, plan.unit)
+    return -(2**63) if ttl is None else max(first - ttl, -(2**63))
