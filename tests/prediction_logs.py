@@ -11,6 +11,7 @@ import numpy as np
 from penstock.features.online import FieldSpec, OnlineRows
 from penstock.features.online_rows import NO_EVENT_US
 from penstock.serving.prediction_log import AnsweredBatch, Asked, PredictionLog, SegmentHeader
+from waiting import wait_for
 
 AS_OF = datetime(2024, 5, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 AS_OF_US = int(AS_OF.timestamp() * 1_000_000)
@@ -61,13 +62,6 @@ def answered(
 
 def open_log(root: Path, **options: Any) -> PredictionLog:
     return PredictionLog(root, HEADER, **{"max_bytes": 1 << 30, "interval_s": 0.01, **options})
-
-
-def wait_for(condition: Any, *, timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 def _write_until_killed(root: Path, num_batches: int, written: Any) -> None:

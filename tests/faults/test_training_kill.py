@@ -1,5 +1,6 @@
-"""Trainings of nets whose worker or driver is killed: they end with the very same weights."""
+"""Trainings of nets whose worker, node or driver is killed: they end with the very same weights."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -104,6 +105,24 @@ class TestKilledWorker:
         dies_at = moment(0)
         fit(mortal.declare(diary, every=10_000, dies_at=dies_at), tmp_path)
         assert len(mortal.steps_in(diary)) == mortal.NUM_STEPS + dies_at
+
+
+@pytest.mark.slow
+class TestKilledNode:
+    @pytest.mark.parametrize("seed", FIVE_SEEDS)
+    def test_another_one_goes_on_from_the_last_checkpoint(self, tmp_path, diary, undisturbed, seed):
+        step = moment(20 + seed)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        subprocess.run(
+            [sys.executable, TESTS / "lossy_cluster.py", tmp_path, diary, str(step)],
+            # A Ray whose start a busy machine delays is waited for.
+            env=environment | {"PYTHONPATH": str(TESTS), "RAY_raylet_start_wait_time_s": "120"},
+            check=True,
+        )
+        assert (diary / "lost").exists()
+        assert_same_weights(load_file(tmp_path / "weights.safetensors"), undisturbed)
+        assert json.loads((tmp_path / "history.json").read_text()) == undisturbed.history
+        assert mortal.NUM_STEPS < len(mortal.steps_in(diary)) < mortal.NUM_STEPS + step
 
 
 def log_until_killed(settings) -> None:

@@ -6,7 +6,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from penstock.cluster.settlement import settle_open_records
 from penstock.errors import ClusterError
 from penstock.serving.client import open_directly
 from projects import Project
+from waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -100,13 +100,6 @@ def demo(small: Project, *arguments: str, request_id: str = "") -> tuple[int, st
     process = start_demo(small, *arguments, request_id=request_id)
     output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
-
-
-def wait_for(condition, *, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def is_serving(cluster: LocalCluster) -> bool:

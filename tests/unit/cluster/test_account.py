@@ -9,6 +9,7 @@ from penstock.cluster.ledger import BY_HAND, JobCost
 from penstock.cluster.usage import Held, Usage, held_by_this_job
 from penstock.errors import GateRefusedError
 from penstock.settings import Settings
+from waiting import wait_for
 
 MANY = Held(num_cpus=1000, num_gpus=0, memory_bytes=0)
 
@@ -74,9 +75,10 @@ class TestAccount:
 
     def test_without_a_budget_the_same_job_goes_on(self, tmp_path, monkeypatch):
         monkeypatch.setattr("penstock.cluster.account.held_by_this_job", lambda: MANY)
-        account = Account(settings_in(tmp_path, other=0.1), "train", "dam")
+        settings = settings_in(tmp_path, other=0.1)
+        account = Account(settings, "train", "dam")
         account.open()
-        time.sleep(1.5)
+        wait_for(lambda: ledger.read_all(settings)[0].usage.cpu_s > 200)
         account.close("succeeded")
 
 

@@ -9,7 +9,8 @@ import pytest
 from penstock.serving import prediction_log
 from penstock.serving.log_collection import read_segment
 from penstock.serving.prediction_log import FINISH, FINISHED, OPEN, SegmentHeader, record_batch
-from prediction_logs import AS_OF, HEADER, answered, open_log, wait_for
+from prediction_logs import AS_OF, HEADER, answered, open_log
+from waiting import wait_for
 
 
 def files(root: Path, suffix: str = FINISHED) -> list[Path]:

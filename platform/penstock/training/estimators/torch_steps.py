@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from penstock.errors import TrainingDataError
+from penstock.training.estimators.class_weight import balancing_weight
 
 if TYPE_CHECKING:
     from penstock.training.torch_declarations import TorchConfig
@@ -62,17 +62,10 @@ def positive_weight(config: "TorchConfig", *, num_positives: int, num_rows: int)
     Raises:
         TrainingDataError: classes shall be balanced, and there is one class only.
     """
-    balances = config.positive_weight == "balanced" or config.sampling == "balanced"
-    if balances and not 0 < num_positives < num_rows:
-        raise TrainingDataError(
-            f"{num_positives:,} of the {num_rows:,} rows to train on are positive: "
-            "one class cannot be balanced against the other",
-            allowed="rows of both classes before those that early_stopping holds out",
-            next_step="train on a longer stretch, or leave the balancing out of model.py",
-        )
-    if config.positive_weight == "balanced":
-        return (num_rows - num_positives) / num_positives
-    return config.positive_weight
+    if "balanced" not in (config.positive_weight, config.sampling):
+        return config.positive_weight
+    weight = balancing_weight(num_positives=num_positives, num_rows=num_rows)
+    return weight if config.positive_weight == "balanced" else config.positive_weight
 
 
 def learning_rate_at(config: "TorchConfig", step: int, num_steps: int) -> float:
