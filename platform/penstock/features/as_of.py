@@ -55,13 +55,13 @@ def last_of_each(keys: pl.DataFrame) -> NDArray[np.int64]:
     """Find the last row of every entity.
 
     Args:
-        keys: the key columns [m], no nulls; none: every row is everybody's.
+        keys: one or more key columns [m], no nulls.
 
     Returns:
         Row numbers, rising.
     """
-    if not keys.width or not keys.height:
-        return np.arange(keys.height)[-1:]
+    if not keys.height:
+        return np.empty(0, np.int64)
     ends = _narrow_range(keys, keys.height)
     if ends is None:
         entity = pl.col(keys.columns[0]) if keys.width == 1 else pl.struct(pl.all())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.features.as_of import last_rows
+from penstock.features.as_of import last_of_each, last_rows
 
 INTS = st.integers(-3, 3)
 KEY_KINDS: list[tuple[Any, ...]] = [
@@ -44,6 +44,16 @@ def test_every_label_meets_the_last_row_of_its_keys(world):
         for time, key in labels
     ]
     assert last_rows(*side(dtypes, labels), *side(dtypes, rows)).tolist() == wanted
+
+
+@settings(max_examples=120, deadline=None)
+@given(worlds())
+def test_the_last_row_of_every_entity_is_found(world):
+    dtypes, _, rows = world
+    _, keys = side(dtypes, rows)
+    if keys.width:
+        last = {key: number for number, (_, key) in enumerate(rows)}
+        assert last_of_each(keys).tolist() == sorted(last.values())
 
 
 @pytest.mark.parametrize("num_keys", [10, 70_000])

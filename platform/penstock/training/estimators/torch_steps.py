@@ -62,10 +62,10 @@ def positive_weight(config: "TorchConfig", *, num_positives: int, num_rows: int)
     Raises:
         TrainingDataError: classes shall be balanced, and there is one class only.
     """
-    if "balanced" not in (config.positive_weight, config.sampling):
-        return config.positive_weight
-    weight = balancing_weight(num_positives=num_positives, num_rows=num_rows)
-    return weight if config.positive_weight == "balanced" else config.positive_weight
+    balancing = None
+    if "balanced" in (config.positive_weight, config.sampling):
+        balancing = balancing_weight(num_positives=num_positives, num_rows=num_rows)
+    return balancing if config.positive_weight == "balanced" else config.positive_weight
 
 
 def learning_rate_at(config: "TorchConfig", step: int, num_steps: int) -> float:
