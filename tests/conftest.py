@@ -7,9 +7,11 @@ import pytest
 
 from penstock.cluster import local
 from penstock.cluster.local import LocalCluster
+from penstock.settings import Settings
 from projects import Completed, Project
 from servers import postgres, redis_server
 
+_SETTINGS = pytest.StashKey[Settings]()
 __all__ = ["penstock", "postgres", "project", "ray_cluster", "redis_server"]
 
 
@@ -25,8 +27,20 @@ def pytest_configure() -> None:
 # As each is collected: pytest-xdist reads the groups before any hook that looks at all of them.
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Where the tests run in several processes: all that needs the one Ray in one, else by file."""
-    needs_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.path.name))
+    item.add_marker(pytest.mark.xdist_group("ray" if _needs_ray(item) else item.location[0]))
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    return "ray_cluster" in getattr(item, "fixturenames", ())
+
+
+# After the teardown of the fixtures.
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Take the Ray down behind the last test of its group: idle, it is a sixth of a core."""
+    is_in_group = hasattr(item.config, "workerinput")
+    if is_in_group and nextitem is not None and _needs_ray(item) and not _needs_ray(nextitem):
+        local.down(item.session.stash[_SETTINGS])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -43,8 +57,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(project: Project) -> Iterator[LocalCluster]:
+def ray_cluster(project: Project, request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
     """The one Ray of the test run, taken down at its end whatever happened."""
+    request.session.stash[_SETTINGS] = project.settings
     try:
         project.must("up")
         cluster = local.current(project.settings)

@@ -5,6 +5,7 @@ taken where the rows lie about in order of time; by entity any rows can be joine
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,7 @@ from penstock.features.point_in_time import JoinPlan
 from penstock.locks import private_folder
 from penstock.progress import Progress, silent
 
+_logger = logging.getLogger(__name__)
 ROWS_PER_CHUNK = 1 << 20
 # Only one column of each is read.
 _RUNS_PER_LOOK = 8
@@ -72,7 +74,7 @@ def execute(
     steps = _Steps(run, progress)
     parts = [_parts(view.frame, rows_per_chunk) for view in plan.views]
     with private_folder(scratch, what="the scratch of a join") as folder:
-        stretches, _ = stretches_of(
+        stretches, reason = stretches_of(
             plan,
             *_times(plan, chunks, parts, steps),
             rows_per_chunk=rows_per_chunk,
@@ -81,6 +83,9 @@ def execute(
         carried = None
         if stretches is not None:
             carried = _carried(plan, stretches, parts, folder, steps, rows_per_chunk)
+            reason = reason if carried else "more rows would be carried than are read"
+        way = "entity" if carried is None else "time"
+        _logger.info("joined by %s: %s", way, reason)
         if stretches is not None and carried is not None:
             yield from _by_time(plan, stretches, carried, chunks, sink, steps)
         else:
