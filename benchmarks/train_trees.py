@@ -54,19 +54,13 @@ def by_library(library: str, config, scaled, labels) -> bytes:
 
 
 def by_ray_train(library: str, config, scaled, labels) -> bytes:
-    from ray.train.lightgbm import LightGBMTrainer
-    from ray.train.xgboost import XGBoostTrainer
-
-    from penstock.training.estimators import boosting, lightgbm_trees, xgboost_trees
+    from penstock.training.estimators import lightgbm_trees, xgboost_trees
     from penstock.training.estimators.base import FitJob
 
-    trainer, trees = {
-        "xgboost": (XGBoostTrainer, xgboost_trees),
-        "lightgbm": (LightGBMTrainer, lightgbm_trees),
-    }[library]
+    trees = {"xgboost": xgboost_trees, "lightgbm": lightgbm_trees}[library]
     with tempfile.TemporaryDirectory() as folder:
         job = FitJob(name="fit", checkpoints=Path(folder))
-        state = boosting.fit_on_workers(trainer, trees._worker, config, scaled, labels, job)
+        state = trees.FAMILY.boost_on_workers(config, scaled, labels, job)
     assert len(state.history) == config.num_rounds
     return state.model
 

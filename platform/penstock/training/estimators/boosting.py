@@ -170,6 +170,13 @@ class Family:
         self, config: BoostedTreesEstimator, scaled: Scaled, labels: Labels, job: FitJob
     ) -> Fitted:
         """Fit on `config.num_workers` workers of Ray Train."""
+        state = self.boost_on_workers(config, scaled, labels, job)
+        return self._fitted(config, state, num_features=scaled.shape[1])
+
+    def boost_on_workers(
+        self, config: BoostedTreesEstimator, scaled: Scaled, labels: Labels, job: FitJob
+    ) -> State:
+        """Boost as `fit` does, and make no graph."""
         from penstock.training.estimators import distributed
 
         returned = distributed.run(
@@ -181,8 +188,7 @@ class Family:
             job,
             extra={"plan": plan(config, labels, job)},
         )
-        state = State(model=returned["model"], history=returned["history"])
-        return self._fitted(config, state, num_features=scaled.shape[1])
+        return State(model=returned["model"], history=returned["history"])
 
     def fit_here(
         self,

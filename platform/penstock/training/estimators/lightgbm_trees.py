@@ -195,5 +195,5 @@ def _read(config: LightGBM, state: boosting.State) -> LeafwiseTrees:
     return LeafwiseTrees(booster=lightgbm.Booster(model_str=with_float32_thresholds(kept)))
 
 
-_FAMILY = boosting.Family(trainer=_trainer, start=_start, read=_read, export=export)
-fit, fit_here, fit_native = _FAMILY.fit, _FAMILY.fit_here, _FAMILY.fit_native
+FAMILY = boosting.Family(trainer=_trainer, start=_start, read=_read, export=export)
+fit, fit_here, fit_native = FAMILY.fit, FAMILY.fit_here, FAMILY.fit_native

@@ -160,5 +160,5 @@ def _read(config: XGBoost, state: boosting.State) -> BoostedTrees:
     return BoostedTrees(booster=grown[: boosting.best_round(config, state.history)])
 
 
-_FAMILY = boosting.Family(trainer=_trainer, start=_start, read=_read, export=export)
-fit, fit_here, fit_native = _FAMILY.fit, _FAMILY.fit_here, _FAMILY.fit_native
+FAMILY = boosting.Family(trainer=_trainer, start=_start, read=_read, export=export)
+fit, fit_here, fit_native = FAMILY.fit, FAMILY.fit_here, FAMILY.fit_native
