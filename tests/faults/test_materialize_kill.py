@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cases import some_slow
 from payments import USE_CASE, build_features, settings_in
 from penstock.errors import BusyError
 from penstock.features import newest_rows
@@ -100,7 +101,7 @@ SEEDED = sorted(random.Random(7).sample(range(1, NUM_STEPS + 1), 10))
 
 
 class TestKilledMaterialization:
-    @pytest.mark.parametrize("die_at", SEEDED)
+    @pytest.mark.parametrize("die_at", some_slow(SEEDED, in_every_run=SEEDED[::3]))
     def test_rows_are_right_or_absent_and_the_next_run_finishes(
         self, storage: Path, complete: dict[str, set[tuple]], die_at: int
     ):

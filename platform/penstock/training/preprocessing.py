@@ -201,8 +201,23 @@ def _scaling(features: Array, policy: PreprocessingPolicy) -> tuple[Array, Array
 def _mean_and_deviation(features: Array) -> tuple[Array, Array]:
     # The same numbers bit for bit; to leave out what is missing takes a copy of everything.
     if np.isfinite(features).all():
-        return features.mean(axis=0), features.std(axis=0)
+        means = features.mean(axis=0)
+        return means, _deviation(features, means)
     return np.nanmean(features, axis=0), np.nanstd(features, axis=0)
+
+
+def _deviation(features: Array, means: Array) -> Array:
+    """As numpy's `std`, which takes a copy of everything, some rows at a time and in its order."""
+    squares = np.zeros((_ROWS_AT_ONCE + 1, features.shape[1]))
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        rows = features[start : start + _ROWS_AT_ONCE]
+        own = squares[1 : len(rows) + 1]
+        np.subtract(rows, means, out=own)
+        np.multiply(own, own, out=own)
+        # The first row holds the sum of all before.
+        squares[0] = np.add.reduce(squares[: len(rows) + 1], axis=0)
+    deviations: Array = np.sqrt(squares[0] / len(features))
+    return deviations
 
 
 def _fills(features: Array, policy: PreprocessingPolicy, offsets: Array) -> Array:

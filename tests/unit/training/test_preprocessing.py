@@ -24,6 +24,13 @@ class TestFit:
             assert values.mean() == pytest.approx(0, abs=1e-5)
             assert values.std() == pytest.approx(1, abs=1e-4)
 
+    @pytest.mark.parametrize("num_rows", [1, 4096, 10_001])
+    def test_the_deviation_of_many_rows_is_that_of_numpy(self, num_rows):
+        rows = np.random.default_rng(2).normal(5, 3, size=(num_rows, 4))
+        found = fit(rows, feature_names=("a", "b", "c", "d"))
+        expected = rows.std(axis=0)
+        np.testing.assert_array_equal(found.scales, np.where(expected > 0, expected, 1.0))
+
     def test_a_missing_value_becomes_the_mean_which_is_0(self):
         fitted = fit(np.array([[1.0, 5.0], [3.0, np.nan]]), feature_names=NAMES)
         assert fitted.apply(np.array([[np.nan, np.nan]])).tolist() == [[0.0, 0.0]]
