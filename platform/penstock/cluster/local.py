@@ -243,8 +243,6 @@ def _environment(
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray would start replicas and ingress at 15, behind every other process of the machine.
         "RAY_worker_niceness": "0",
-        # Every job brings a runtime environment, so workers that start before it serve none.
-        "RAY_prestart_worker_first_driver": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         **settings.node_environment(),
         "PENSTOCK_SERVING__PORT": str(settings.serving.port),

@@ -35,12 +35,10 @@ def fit(config: Ensemble, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted
     waiting: list[Any] = []
     for number, (member, own) in enumerate(zip(config.members, again, strict=True)):
         rows, its = own.apply(columns), replace(job, name=f"{job.name}-member-{number}")
-        num_cpus = families.cpus_of_one_task(member.estimator)
-        if num_cpus is None:
+        if families.cpus_of_one_task(member.estimator) is None:
             waiting.append(families.fit(member.estimator, rows, labels, its))
-            continue
-        task = ray.remote(families.fit_here).options(num_cpus=num_cpus, max_retries=2)
-        waiting.append(task.remote(member.estimator, rows, labels_of_all, its))
+        else:
+            waiting.append(families.fit_in_task(member.estimator, rows, labels_of_all, its))
     fitted = [each if isinstance(each, Fitted) else ray.get(each) for each in waiting]
     return together(config, again, fitted)
 

@@ -26,10 +26,6 @@ from penstock.training.single_estimators import SingleEstimator
 class Family(Protocol):
     """What a family's module offers; each function takes its own kinds of estimator."""
 
-    def fit(self, config: Any, scaled: Scaled, labels: Labels, job: FitJob, /) -> Fitted:
-        """Fit on Ray."""
-        ...
-
     def fit_here(self, config: Any, scaled: Scaled, labels: Labels, job: FitJob, /) -> Fitted:
         """Fit in this process, without checkpoints."""
         ...
@@ -38,6 +34,14 @@ class Family(Protocol):
         self, config: Any, scaled: Scaled, labels: Labels, job: FitJob, /
     ) -> NativeModel:
         """Fit in this process, and make no graph."""
+        ...
+
+
+class DistributedFamily(Family, Protocol):
+    """A family that Ray Train's workers can fit."""
+
+    def fit(self, config: Any, scaled: Scaled, labels: Labels, job: FitJob, /) -> Fitted:
+        """Fit on Ray Train."""
         ...
 
 
@@ -50,11 +54,29 @@ def fit(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitte
         labels: [n], 0 or 1, or numbers where the estimator is for regression.
         job: where checkpoints go.
     """
-    if isinstance(config, Ensemble):
-        from penstock.training.estimators import ensemble
+    match config:
+        case Ensemble():
+            from penstock.training.estimators import ensemble
 
-        return ensemble.fit(config, scaled, labels, job)
-    return _family(config).fit(config, scaled, labels, job)
+            return ensemble.fit(config, scaled, labels, job)
+        case OneTaskEstimator():
+            import ray
+
+            fitted: Fitted = ray.get(fit_in_task(config, scaled, labels, job))
+            return fitted
+        case _:
+            return _distributed(config).fit(config, scaled, labels, job)
+
+
+def fit_in_task(config: Estimator, scaled: Scaled, labels: Any, job: FitJob) -> Any:
+    """Begin `fit_here` as a Ray task with the threads of its CPUs; gives a reference to its result.
+
+    The labels may be a reference too.
+    """
+    import ray
+
+    task = ray.remote(fit_here).options(num_cpus=cpus_of_one_task(config), max_retries=2)
+    return task.remote(config, scaled, labels, job)
 
 
 def fit_here(config: Estimator, scaled: Scaled, labels: Labels, job: FitJob) -> Fitted:
@@ -105,6 +127,12 @@ def _family(config: SingleEstimator) -> Family:
             from penstock.training.estimators import unlabelled
 
             return unlabelled
+        case _:
+            return _distributed(config)
+
+
+def _distributed(config: XGBoost | LightGBM | TorchMLP | TorchModule) -> DistributedFamily:
+    match config:
         case XGBoost():
             from penstock.training.estimators import xgboost_trees
 

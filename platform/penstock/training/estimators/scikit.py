@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import orjson
-import ray
 from safetensors.numpy import load_file, save_file
 
 from penstock.training.declarations import (
@@ -33,13 +32,6 @@ ScikitConfig = LogisticRegression | Ridge | DecisionTree | RandomForest
 _OPSETS = {"": 18, "ai.onnx.ml": 3}
 _WEIGHTS_FILE = "weights.safetensors"
 _ROWS_AT_ONCE = 4096
-
-
-def fit(config: ScikitConfig, scaled: Scaled, labels: Labels, _job: FitJob) -> Fitted:
-    """Fit in one Ray task with the threads of its CPUs."""
-    task = ray.remote(fit_here).options(num_cpus=config.num_cpus, max_retries=2)
-    fitted: Fitted = ray.get(task.remote(config, scaled, labels))
-    return fitted
 
 
 def fit_here(

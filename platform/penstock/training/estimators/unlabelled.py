@@ -33,15 +33,6 @@ _DEPTH_FILE = "usual_depth.json"
 _ROWS_AT_ONCE = 65_536
 
 
-def fit(config: UnlabelledConfig, scaled: Scaled, labels: Labels, _job: FitJob) -> Fitted:
-    """Fit in one Ray task with the threads of its CPUs."""
-    import ray
-
-    task = ray.remote(fit_here).options(num_cpus=config.num_cpus, max_retries=2)
-    fitted: Fitted = ray.get(task.remote(config, scaled, labels))
-    return fitted
-
-
 def fit_here(
     config: UnlabelledConfig, scaled: Scaled, _labels: Labels, _job: FitJob | None = None
 ) -> Fitted:
