@@ -1,6 +1,5 @@
 """Answered batches and logs of them, without a replica."""
 
-import multiprocessing
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from forks import forks
 from penstock.features.online import FieldSpec, OnlineRows
 from penstock.features.online_rows import NO_EVENT_US
 from penstock.serving.prediction_log import AnsweredBatch, Asked, PredictionLog, SegmentHeader
@@ -73,16 +73,10 @@ def _write_until_killed(root: Path, num_batches: int, written: Any) -> None:
     time.sleep(60)
 
 
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    ["prediction_logs", "payments", "pandera.polars", "penstock.serving.log_collection"]
-)
-
-
 def killed_log(root: Path, num_batches: int = 3) -> None:
     """Leave what a replica leaves that was killed after so many batches were on the disk."""
-    written = processes.Event()
-    process = processes.Process(target=_write_until_killed, args=(root, num_batches, written))
+    written = forks.Event()
+    process = forks.Process(target=_write_until_killed, args=(root, num_batches, written))
     process.start()
     assert written.wait(60)
     process.kill()

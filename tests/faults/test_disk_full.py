@@ -32,7 +32,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # Lazy: a writer that failed may have its file open until it is collected.
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def rows(num_rows: int) -> pl.DataFrame:

@@ -1,7 +1,6 @@
 """Ingests that are killed, each in a real process, at every step and at seeded moments between."""
 
 import dataclasses
-import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ import pytest
 
 from cases import some_slow
 from data_room import SPILLS, settings_in, spills
+from forks import forks
 from penstock.data import quarantine, tables
 from penstock.data.ingest import ingest
 from penstock.data.source_kinds import FileSource
@@ -22,9 +22,6 @@ TABLE = dataclasses.replace(SPILLS, key=())
 NUM_FILES, ROWS_PER_FILE = 3, 2000
 NUM_STEPS = 2 * NUM_FILES + 2 + 1 + NUM_FILES + 1
 BEFORE = 5
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["data_room", "penstock.data.ingest"])
 
 
 def _files(root):
@@ -74,7 +71,7 @@ def prepare(tmp_path):
 
 
 def start(root, die_at=0, *, guarded=True, begun=None):
-    process = _processes.Process(target=_ingest_until, args=(root, die_at, guarded, begun))
+    process = forks.Process(target=_ingest_until, args=(root, die_at, guarded, begun))
     process.start()
     return process
 
@@ -122,7 +119,7 @@ class TestKilledIngest:
     @staticmethod
     def run_and_kill_after(root, after_s):
         """Kill an ingest so long after its first step; give its exit code and how long it ran."""
-        begun = _processes.Event()
+        begun = forks.Event()
         process = start(root, begun=begun)
         assert begun.wait(60)
         first_step_s = time.monotonic()

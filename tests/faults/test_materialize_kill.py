@@ -1,6 +1,5 @@
 """Materializations that are killed at seeded points, each in a real process, and run again."""
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cases import some_slow
+from forks import forks
 from payments import USE_CASE, build_features, settings_in
 from penstock.errors import BusyError
 from penstock.features import newest_rows
@@ -22,9 +22,6 @@ ROWS_PER_BLOCK = 7
 # 40 customers and 60 terminals; each view tells of its start and of each block.
 NUM_STEPS = (1 + 6) + (1 + 9)
 VIEWS = ("card_fraud_customer", "card_fraud_terminal")
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["payments", "penstock.features.materialize"])
 
 
 def _materialize_until(storage: Path, die_at: int, *, watermark_first: bool = False) -> None:
@@ -53,7 +50,7 @@ def _materialize_until(storage: Path, die_at: int, *, watermark_first: bool = Fa
 
 
 def run(storage: Path, die_at: int, **options: bool) -> int | None:
-    process = _processes.Process(target=_materialize_until, args=(storage, die_at), kwargs=options)
+    process = forks.Process(target=_materialize_until, args=(storage, die_at), kwargs=options)
     process.start()
     process.join()
     return process.exitcode

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from cases import some_slow
+from forks import forks
 from payments import USE_CASE, settings_in
 from penstock.data import tables
 from penstock.serving.log_collection import collect, predictions_table
 from penstock.serving.prediction_log import INTERVAL_S, log_folder
 from penstock.settings import Settings
-from prediction_logs import answered, open_log, processes
+from prediction_logs import answered, open_log
 
 _EVERY_S = 0.005
 _MOST_S = 1.0
@@ -34,7 +35,7 @@ def answered_before_kill(settings: Settings, after_s: float, interval_s: float) 
     """Run a replica's log and kill it; gives the requests that were answered a second before."""
     told = settings.storage_path / "diary"
     root = log_folder(settings, USE_CASE)
-    process = processes.Process(target=_answer_for_ever, args=(root, told, interval_s))
+    process = forks.Process(target=_answer_for_ever, args=(root, told, interval_s))
     process.start()
     while not told.exists():
         time.sleep(0.01)

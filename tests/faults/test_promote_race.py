@@ -1,7 +1,6 @@
 """Several processes promote at once, again and again: exactly one of them wins each time."""
 
 import contextlib
-import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 from bundles import add_version, empty_tracking_database, new_project
+from forks import forks
 from penstock.errors import BusyError
 from penstock.settings import Settings
 
@@ -47,15 +47,12 @@ def race(settings: Settings, own: tuple[int, int], guarded: bool, start: Any, pi
 
 @contextlib.contextmanager
 def racers(settings: Settings, *, guarded: bool) -> Iterator[list[Any]]:
-    # Importing MLflow takes seconds: the server does it once, and the racers are forks of it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["penstock.registry.promotion"])
-    start = context.Barrier(NUM_RACERS)
+    start = forks.Barrier(NUM_RACERS)
     pipes, processes = [], []
     for number in range(NUM_RACERS):
-        ours, theirs = context.Pipe()
+        ours, theirs = forks.Pipe()
         own = (2 + 2 * number, 3 + 2 * number)
-        process = context.Process(target=race, args=(settings, own, guarded, start, theirs))
+        process = forks.Process(target=race, args=(settings, own, guarded, start, theirs))
         process.start()
         theirs.close()
         pipes.append(ours)

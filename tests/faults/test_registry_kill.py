@@ -1,6 +1,5 @@
 """Registrations and promotions that are killed, each in a real process, before each of their steps."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 
 from bundles import add_version, empty_tracking_database, new_project
 from cases import some_slow
+from forks import forks
 from penstock.errors import BusyError
 from penstock.settings import Settings
 from small_model import SmallRun, prepare, train_small
@@ -32,17 +32,6 @@ NUM_REGISTER_STEPS = 2 + 2 + 1 + 3
 BEFORE_THE_FOLDERS_RENAME = 5
 # The intent, three aliases, and that they are set.
 NUM_PROMOTE_STEPS = 1 + 3 + 1
-
-_processes = multiprocessing.get_context("forkserver")
-# What a registration imports on its way: each process would take seconds for it.
-_processes.set_forkserver_preload(
-    [
-        "penstock.registry.registration",
-        "penstock.registry.promotion",
-        "penstock.training.estimators.scikit",
-        "onnxruntime",
-    ]
-)
 
 
 @contextmanager
@@ -84,7 +73,7 @@ def promote_until(settings: Settings, _run: None, step: int) -> None:
 
 
 def exit_code(target: Callable[..., None], settings: Settings, run: SmallRun | None, step: int):
-    process = _processes.Process(target=target, args=(settings, run, step))
+    process = forks.Process(target=target, args=(settings, run, step))
     process.start()
     process.join()
     return process.exitcode

@@ -1,6 +1,5 @@
 """Streams that are killed at seeded points, each in a real process, while a file feeds them."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from forks import forks
 from payments import NUM_DAYS, TRANSACTIONS, USE_CASE, build_features, make_payments, settings_in
 from penstock.data import quarantine, tables
 from streams import assert_online_is_batch, messages
@@ -23,9 +23,6 @@ NUM_KILLS = 5
 EVENTS_PER_BATCH = 20
 # Of each life: enough for some batches and a flush, fewer than the events at hand give.
 FIRST_STEP, LAST_STEP = 4, 30
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["streams", "penstock.features.streaming"])
 
 
 def _stream(storage: Path, log: Path, die_at: int, flush_s: float, *, guarded: bool = True) -> None:
@@ -78,7 +75,7 @@ def _stream(storage: Path, log: Path, die_at: int, flush_s: float, *, guarded: b
 def life(storage: Path, log: Path, die_at: int = 0, flush_s: float = 0.2, **options: bool) -> int:
     """Run a stream until it dies or nothing comes; give its exit code."""
     given = (storage, log, die_at, flush_s)
-    process = _processes.Process(target=_stream, args=given, kwargs=options)
+    process = forks.Process(target=_stream, args=given, kwargs=options)
     process.start()
     process.join()
     assert process.exitcode is not None

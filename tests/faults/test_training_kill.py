@@ -1,7 +1,6 @@
 """Trainings of nets whose worker, node or driver is killed: they end with the very same weights."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,16 +17,13 @@ import mortal
 import training_driver
 from bundles import empty_tracking_database, new_project
 from cases import some_slow
+from forks import forks
 from penstock.training.estimators import torch_nets
 from penstock.training.estimators.base import FitJob
 
 FIVE_SEEDS = range(5)
 HISTORY = [{"train_loss": 1 / n} for n in range(1, 9)]
 TESTS = Path(training_driver.__file__).parent
-
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["training_driver"])
 
 
 def moment(seed: int) -> int:
@@ -143,7 +139,7 @@ class TestKilledWhileLogging:
     @pytest.fixture
     def half_logged(self, tmp_path: Path, empty_database):
         settings = new_project(tmp_path, empty_database)
-        process = _processes.Process(target=log_until_killed, args=(settings,))
+        process = forks.Process(target=log_until_killed, args=(settings,))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL

@@ -1,6 +1,5 @@
 """Searches whose driver is killed in the middle, in a real process: no fold is fitted twice."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,16 +12,12 @@ import pytest
 
 from bundles import empty_tracking_database
 from cases import some_slow
+from forks import forks
 from payments import commit_payments, payments_before_the_test, settings_in
 from penstock.settings import Settings
 
 NUM_TRIALS = 4
 NUM_FOLDS = 2
-_processes = multiprocessing.get_context("forkserver")
-# What a search imports on its way: each process would take seconds for it.
-_processes.set_forkserver_preload(
-    ["penstock.training.search.controller", "penstock.training.estimators.scikit", "optuna"]
-)
 
 
 def search_arrays(folder: Path, die_at: int | None) -> None:
@@ -119,7 +114,7 @@ def read(fits: Path) -> list[str]:
 
 
 def attempt(what: Callable[..., None], *arguments: Any) -> int | None:
-    process = _processes.Process(target=what, args=arguments)
+    process = forks.Process(target=what, args=arguments)
     process.start()
     process.join(timeout=240)
     return process.exitcode

@@ -1,4 +1,3 @@
-import multiprocessing
 import shutil
 
 import polars as pl
@@ -6,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from data_room import settings_in, spills
+from forks import forks
 from penstock.data import tables
 from penstock.errors import DataError, IntegrityError, NotFoundError
 
@@ -131,9 +131,7 @@ class TestCommit:
 
     def test_writers_at_once_all_land(self, tmp_path):
         # Each process begins with everything imported, so that they do meet.
-        processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(["data_room", "penstock.data.ingest"])
-        workers = [processes.Process(target=_append_rows, args=(tmp_path, n)) for n in range(2)]
+        workers = [forks.Process(target=_append_rows, args=(tmp_path, n)) for n in range(2)]
         for worker in workers:
             worker.start()
         for worker in workers:

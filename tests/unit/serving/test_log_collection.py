@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from forks import forks
 from payments import USE_CASE, settings_in
 from penstock.data import tables
 from penstock.errors import BusyError, DeclarationError, IntegrityError
@@ -15,7 +16,7 @@ from penstock.serving import log_collection
 from penstock.serving.log_collection import collect, predictions_table
 from penstock.serving.prediction_log import PredictionLog, log_folder
 from penstock.settings import Settings
-from prediction_logs import AS_OF, HEADER, answered, killed_log, open_log, processes
+from prediction_logs import AS_OF, HEADER, answered, killed_log, open_log
 
 TABLE = predictions_table(USE_CASE)
 
@@ -165,9 +166,7 @@ class TestKilledCollection:
         write(settings, "a", "b")
         write(settings, "c")
         for _ in range(2):
-            process = processes.Process(
-                target=_collect_and_die, args=(settings.storage_path, where)
-            )
+            process = forks.Process(target=_collect_and_die, args=(settings.storage_path, where))
             process.start()
             process.join()
             assert process.exitcode == -signal.SIGKILL
@@ -179,7 +178,7 @@ class TestKilledCollection:
         self, settings: Settings, monkeypatch
     ):
         write(settings, "a")
-        process = processes.Process(
+        process = forks.Process(
             target=_collect_and_die, args=(settings.storage_path, "before the removal")
         )
         process.start()

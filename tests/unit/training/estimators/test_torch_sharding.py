@@ -1,12 +1,12 @@
 """A net over two workers, whole on each or shared out, takes the steps of one."""
 
-import multiprocessing
 import os
 import socket
 
 import pytest
 import torch
 
+from forks import forks
 from penstock.training.declarations import TorchMLP
 from penstock.training.estimators.torch_build import build
 from penstock.training.estimators.torch_checkpoints import FolderJournal
@@ -17,7 +17,6 @@ from penstock.training.torch_declarations import EarlyStopping
 generator = torch.Generator().manual_seed(3)
 INPUTS = torch.randn(50, 4, generator=generator)
 TARGETS = (INPUTS[:, 0] + INPUTS[:, 1] > 0.5).float()
-_processes = multiprocessing.get_context("forkserver")
 
 
 def declare(sharding, num_epochs):
@@ -69,7 +68,7 @@ def test_with_checkpoints_and_steps_in_parts(tmp_path, sharding):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     workers = [
-        _processes.Process(target=work, args=(rank, port, tmp_path, sharding)) for rank in range(2)
+        forks.Process(target=work, args=(rank, port, tmp_path, sharding)) for rank in range(2)
     ]
     for worker in workers:
         worker.start()
