@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from penstock.errors import TrainingDataError, unknown_name
 from penstock.training.preprocessing_declarations import PreprocessingPolicy
+from penstock.training.row_blocks import Moments, along, blocks, lanes, moments
 
 Array = npt.NDArray[np.float64]
 Number = TypeVar("Number", np.float32, np.float64)
-_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +89,12 @@ class Preprocessing:
         """Fill and scale, some rows at a time: what lies between stays in the cache."""
         out = np.empty(features.shape, dtype=dtype)
         where_missing = self.filling - self.means
-        for start in range(0, len(features), _ROWS_AT_ONCE):
-            rows = features[start : start + _ROWS_AT_ONCE]
-            centred = rows - self.means
-            np.copyto(centred, where_missing, where=np.isnan(rows))
-            np.divide(centred, self.scales, out=centred)
-            out[start : start + _ROWS_AT_ONCE] = centred
+        for block in blocks(len(features)):
+            laid = lanes(features[block])
+            centred = laid - along(laid, self.means)
+            np.copyto(centred, along(laid, where_missing), where=np.isnan(centred))
+            np.divide(centred, along(laid, self.scales), out=centred)
+            out[block] = centred.reshape(-1, features.shape[1])
         return out
 
     def to_json(self) -> dict[str, Any]:
@@ -140,9 +140,10 @@ def fit(
             are more components than columns.
     """
     policy = policy or PreprocessingPolicy()
-    _check(features, feature_names, policy)
-    means, scales = _scaling(features, policy)
-    fills = _fills(features, policy, means)
+    found = moments(features)
+    _check(found, features, feature_names, policy)
+    means, scales = _scaling(features, policy, found)
+    fills = _fills(features, policy, found)
     places = [feature_names.index(name) for name in policy.categories]
     fitted = Preprocessing(
         means=means,
@@ -163,30 +164,32 @@ def fit(
     )
 
 
-def _check(features: Array, feature_names: tuple[str, ...], policy: PreprocessingPolicy) -> None:
+def _check(
+    found: Moments, features: Array, feature_names: tuple[str, ...], policy: PreprocessingPolicy
+) -> None:
     for name in policy.categories:
         if name not in feature_names:
             raise unknown_name("feature", name, feature_names)
-    if np.isfinite(features).all():
-        return
-    empty = _named(feature_names, np.all(np.isnan(features), axis=0, keepdims=True))
+    empty = _named(feature_names, found.counts == 0)
     if empty:
         raise TrainingDataError(
             f"missing in every training row: {', '.join(empty)}",
             allowed="at least one value of each feature",
             next_step="materialise that feature, or take it out of the feature service",
         )
-    named = _named(feature_names, np.any(np.isinf(features), axis=0, keepdims=True))
+    if np.isfinite(found.deviations).all():
+        return
+    named = _named(feature_names, np.any(np.isinf(features), axis=0))
     if named:
         raise TrainingDataError(
             f"infinite values in {', '.join(named)}", allowed="finite numbers, or null"
         )
 
 
-def _scaling(features: Array, policy: PreprocessingPolicy) -> tuple[Array, Array]:
+def _scaling(features: Array, policy: PreprocessingPolicy, found: Moments) -> tuple[Array, Array]:
     match policy.scaling:
         case "standard":
-            offsets, spans = _mean_and_deviation(features)
+            offsets, spans = found.means, found.deviations
         case "min_max":
             offsets, spans = np.nanmin(features, axis=0), np.ptp(_filled(features), axis=0)
         case "robust":
@@ -198,37 +201,15 @@ def _scaling(features: Array, policy: PreprocessingPolicy) -> tuple[Array, Array
     return offsets, np.where(spans > 0, spans, 1.0)
 
 
-def _mean_and_deviation(features: Array) -> tuple[Array, Array]:
-    # The same numbers bit for bit; to leave out what is missing takes a copy of everything.
-    if np.isfinite(features).all():
-        means = features.mean(axis=0)
-        return means, _deviation(features, means)
-    return np.nanmean(features, axis=0), np.nanstd(features, axis=0)
-
-
-def _deviation(features: Array, means: Array) -> Array:
-    """As numpy's `std`, which takes a copy of everything, some rows at a time and in its order."""
-    squares = np.zeros((_ROWS_AT_ONCE + 1, features.shape[1]))
-    for start in range(0, len(features), _ROWS_AT_ONCE):
-        rows = features[start : start + _ROWS_AT_ONCE]
-        own = squares[1 : len(rows) + 1]
-        np.subtract(rows, means, out=own)
-        np.multiply(own, own, out=own)
-        # The first row holds the sum of all before.
-        squares[0] = np.add.reduce(squares[: len(rows) + 1], axis=0)
-    deviations: Array = np.sqrt(squares[0] / len(features))
-    return deviations
-
-
-def _fills(features: Array, policy: PreprocessingPolicy, offsets: Array) -> Array:
+def _fills(features: Array, policy: PreprocessingPolicy, found: Moments) -> Array:
     match policy.imputation:
         case "mean":
-            found = offsets if policy.scaling == "standard" else np.nanmean(features, axis=0)
+            fills = found.means
         case "median":
-            found = np.nanmedian(features, axis=0)
+            fills = np.nanmedian(features, axis=0)
         case "zero":
-            found = np.zeros(features.shape[1])
-    return np.asarray(found)
+            fills = np.zeros(features.shape[1])
+    return np.asarray(fills)
 
 
 def _lacking(features: Array) -> tuple[int, ...]:
@@ -266,4 +247,4 @@ def _array(values: Any) -> Array:
 
 
 def _named(feature_names: tuple[str, ...], chosen: npt.NDArray[np.bool_]) -> list[str]:
-    return [n for n, is_chosen in zip(feature_names, chosen.reshape(-1), strict=True) if is_chosen]
+    return [n for n, is_chosen in zip(feature_names, chosen, strict=True) if is_chosen]
