@@ -35,6 +35,7 @@ def main() -> None:
         from penstock.training.search.live import table_of
         from penstock.training.search.tuning import tune
         from penstock.training.search.winner import tuned_model
+        from penstock.training.source_text import as_source
         from penstock.training.trainer import train
 
         settings, more = running.settings, {"progress": running.progress}
@@ -73,6 +74,7 @@ def main() -> None:
                 "tuning": found.model_dump(mode="json"),
                 "run": run.model_dump(mode="json"),
                 "version": version.model_dump(mode="json"),
+                "declaration": f'"{name}": {as_source(tuned.estimators[name])}',
             }
         )
 

@@ -171,6 +171,12 @@ def _render(console: Console, result: Mapping[str, Any], metrics: list[str]) -> 
     run, version = result["run"], result["version"]["version"]
     told = ", ".join(f"{name} {run['metrics'][name]:.3f}" for name in metrics)
     console.print(f"on the model's own test: {told}", highlight=False, soft_wrap=True)
+    console.print(
+        f"to keep it, among the estimators of model.py: {result['declaration']},",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
     console.print(f"pictures: {tuning.pictures[-1]}", highlight=False, soft_wrap=True)
     console.print(
         f"version {version} ({run['estimator']}) is the challenger; next: penstock models promote "

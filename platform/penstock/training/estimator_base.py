@@ -1,12 +1,14 @@
 """What the declarations of all estimators share."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from penstock.records import Declaration
 from penstock.training.metric_declarations import Task
 
+ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""`package.module:Name`."""
 Loss = Literal["log_loss", "squared_error", "absolute_error"]
 """What a fit makes small: log_loss for two classes; for numbers squared_error, which aims at the
 mean, or absolute_error, which aims at the median."""

@@ -15,6 +15,7 @@ from penstock.training.single_estimators import LogisticRegression as LogisticRe
 from penstock.training.single_estimators import Loss as Loss
 from penstock.training.single_estimators import RandomForest as RandomForest
 from penstock.training.single_estimators import Ridge as Ridge
+from penstock.training.single_estimators import ScikitEstimator as ScikitEstimator
 from penstock.training.single_estimators import SingleEstimator as SingleEstimator
 from penstock.training.single_estimators import TorchMLP as TorchMLP
 from penstock.training.single_estimators import TorchModule as TorchModule

@@ -1,11 +1,12 @@
 """Estimators that are fitted by themselves, and the union of all of them."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from penstock.training.estimator_base import ImportPath, OneTaskEstimator
 from penstock.training.estimator_base import Loss as Loss
-from penstock.training.estimator_base import OneTaskEstimator
 from penstock.training.metric_declarations import Task
 from penstock.training.torch_declarations import TorchMLP as TorchMLP
 from penstock.training.torch_declarations import TorchModule as TorchModule
@@ -38,9 +39,29 @@ class Ridge(OneTaskEstimator):
     """0: ordinary least squares."""
 
 
+class ScikitEstimator(OneTaskEstimator):
+    """Any estimator of scikit-learn, or a class of the user's own with its interface.
+
+    What the path names, a class or a function, is called with the options. What it gives has
+    `fit(X, y)` on float32 [n, F], and `predict_proba(X)` for two classes or `predict(X)` for a
+    number. The seed and the threads are set where it has `random_state` and `n_jobs` and the
+    options leave them open. It must convert to ONNX: by skl2onnx, or by its own
+    `to_onnx(num_features)`.
+    """
+
+    kind: Literal["scikit"] = "scikit"
+    estimator: ImportPath
+    """`package.module:Name`, importable from the feature repo or the environment."""
+    options: Mapping[str, int | float | str | bool | None] = {}
+    """Keyword arguments of it."""
+    task: Literal["binary", "regression"] = "binary"
+    """What the label has to be."""
+
+
 SingleEstimator = Annotated[
     LogisticRegression
     | Ridge
+    | ScikitEstimator
     | DecisionTree
     | RandomForest
     | XGBoost

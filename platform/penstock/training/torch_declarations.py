@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from penstock.records import Declaration
-from penstock.training.estimator_base import DistributedEstimator
+from penstock.training.estimator_base import DistributedEstimator, ImportPath
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 """What a net computes in; its weights are float32 always. tf32: float32 with the matrix products
@@ -130,7 +130,7 @@ class TorchModule(_TorchTraining):
     """
 
     kind: Literal["torch_module"] = "torch_module"
-    module: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    module: ImportPath
     """`package.module:ClassName`, importable from the feature repo or the environment."""
     options: Mapping[str, int | float | str | bool] = {}
     """Keyword arguments of the class."""

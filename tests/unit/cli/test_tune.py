@@ -115,7 +115,8 @@ class TestShown:
         def run_job(_settings: Any, _script: str, arguments: list[str], **_: Any) -> dict[str, Any]:
             given.extend(arguments)
             tuning = TUNING.model_dump(mode="json")
-            return {"tuning": tuning, "run": run, "version": {"version": 7}}
+            version, declaration = {"version": 7}, '"auto": Ensemble(members=[...])'
+            return {"tuning": tuning, "run": run, "version": version, "declaration": declaration}
 
         monkeypatch.setattr("penstock.cluster.jobs.run_job", run_job)
         done = invoke(monkeypatch, tmp_path, "card_fraud", "--auto", "--time", "1m30s")
@@ -127,3 +128,4 @@ class TestShown:
             "3 trials, 1 of them on all 2 rolling folds, 1 given up early, 1 failed" in done.stdout
         )
         assert "version 7 (auto) is the challenger" in done.stdout
+        assert 'among the estimators of model.py: "auto": Ensemble(members=[...]),' in done.stdout

@@ -12,6 +12,7 @@ from penstock.errors import DeclarationError
 from penstock.registry.package import verify
 from penstock.registry.registration import real_rows, register
 from penstock.scorer import load_scorer
+from penstock.training.code_state import CodeState
 from penstock.training.declarations import (
     AveragePrecision,
     FlaggedShare,
@@ -21,9 +22,13 @@ from penstock.training.declarations import (
     LogisticRegression,
     MeanScore,
     Model,
+    PrequentialFolds,
+    RandomFolds,
     RocAuc,
     TimeSplit,
 )
+from penstock.training.fold_run import measure_on_folds
+from penstock.training.reproduction import reproduce
 from penstock.training.tracking import Tracking
 from penstock.training.trainer import train
 
@@ -110,3 +115,34 @@ def test_it_is_trained_measured_registered_and_answers(connected, tmp_path, name
     assert np.ptp(scores) > 0.01
     (tracked,) = Tracking.open(settings).finished_runs("card_fraud")
     assert ("silhouette" in tracked.metrics) is (name == "k_means")
+    verdict = reproduce(settings, run.run_id, request_id="again", anyway=True)
+    assert verdict.verdict == "reproduced"
+
+
+@pytest.mark.parametrize("name", ["isolation_forest", "k_means"])
+def test_it_is_measured_on_folds(tmp_path, name):
+    settings = build_features(settings_in(tmp_path))
+    first = TimeSplit(
+        train_start=FIRST_DAY,
+        train_end=FIRST_DAY + 20 * DAY,
+        test_start=FIRST_DAY + 20 * DAY,
+        test_end=FIRST_DAY + 30 * DAY,
+    )
+    model = Model(**GIVEN | {"validation": PrequentialFolds(first=first, num_folds=2)})
+    found = measure_on_folds(
+        settings, model, estimator=name, request_id="folds", code=CodeState(commit="c0ffee")
+    )
+    assert len(found.folds) == 2
+    summary = found.metrics["mean_score"]
+    assert summary.low < summary.mean < summary.high
+    assert found.folds[0].counts.num_test_positives is None
+
+
+def test_folds_that_share_out_classes_are_refused(tmp_path):
+    settings = build_features(settings_in(tmp_path))
+    folds = RandomFolds(start=SPLIT.train_start, end=SPLIT.test_end, num_folds=2)
+    model = Model(**GIVEN | {"validation": folds})
+    with pytest.raises(DeclarationError, match="the model has no label"):
+        measure_on_folds(
+            settings, model, estimator="k_means", request_id="folds", code=CodeState(commit=None)
+        )

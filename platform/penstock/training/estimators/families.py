@@ -14,6 +14,7 @@ from penstock.training.declarations import (
     LogisticRegression,
     RandomForest,
     Ridge,
+    ScikitEstimator,
     TorchMLP,
     TorchModule,
     XGBoost,
@@ -123,6 +124,10 @@ def _family(config: SingleEstimator) -> Family:
             from penstock.training.estimators import scikit
 
             return scikit
+        case ScikitEstimator():
+            from penstock.training.estimators import own_scikit
+
+            return own_scikit
         case IsolationForest() | KMeans():
             from penstock.training.estimators import unlabelled
 
@@ -162,6 +167,10 @@ def load(family: str, folder: Path) -> NativeModel:
             from penstock.training.estimators.scikit import Forest
 
             return Forest.load(folder)
+        case "graph":
+            from penstock.training.estimators.own_scikit import GraphModel
+
+            return GraphModel.load(folder)
         case "isolation_forest":
             from penstock.training.estimators.unlabelled import IsolationTrees
 
@@ -188,6 +197,7 @@ def load(family: str, folder: Path) -> NativeModel:
             return Together.load(folder)
     raise IntegrityError(
         f"{folder} holds a model of the unknown family {family!r}",
-        allowed="linear, forest, isolation_forest, k_means, xgboost, lightgbm, torch or ensemble",
+        allowed="linear, forest, graph, isolation_forest, k_means, xgboost, lightgbm, torch or "
+        "ensemble",
         next_step="read it with the version of Penstock that wrote it",
     )

@@ -39,7 +39,7 @@ def fit_here(
 ) -> Fitted:
     """Fit in this process; the estimator itself never leaves it, only arrays and a graph do."""
     estimator = _fit(config, scaled, labels)
-    graph = _export(estimator, config.task, num_features=scaled.shape[1])
+    graph = export(estimator, config.task, num_features=scaled.shape[1])
     return Fitted(native=_native(config, estimator), onnx=graph)
 
 
@@ -120,7 +120,8 @@ def _build(config: ScikitConfig, weights: Mapping[int, float] | None) -> Any:
             )
 
 
-def _export(estimator: Any, task: Task, *, num_features: int) -> bytes:
+def export(estimator: Any, task: Task, *, num_features: int) -> bytes:
+    """Give the graph of a fitted estimator, from float32 [n, F] to the score."""
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from penstock.errors import TrainingDataError
 from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled
 from penstock.training.estimators.holdout import Holdout, hold_out
-from penstock.training.estimators.torch_build import build, extend_path
+from penstock.training.estimators.own_classes import extend_path
+from penstock.training.estimators.torch_build import build
 from penstock.training.estimators.torch_checkpoints import Forgetful, Journal
 from penstock.training.estimators.torch_export import TorchNet, export
 from penstock.training.estimators.torch_loop import Divergence, train
