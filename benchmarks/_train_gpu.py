@@ -38,6 +38,7 @@ PLAIN = {
     "warmup_share": None,
     "weight_decay": 0.0,
     "max_gradient_norm": None,
+    "stages": (),
     "sharding": "ddp",
     "early_stopping": None,
     "focal_gamma": None,

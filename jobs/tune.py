@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--cost", type=float)
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--stopping", choices=("asha", "median", "none"), default="asha")
+    parser.add_argument("--population", type=int)
+    parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--parallel", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--code-state", help="what the command found, where no .git comes along")
@@ -30,7 +32,12 @@ def main() -> None:
         from penstock.registry.registration import register
         from penstock.training.code_state import receive
         from penstock.training.declarations import load_model
-        from penstock.training.search.asked import Asked, declared_search, families_of
+        from penstock.training.search.asked import (
+            Asked,
+            declared_search,
+            families_of,
+            population_for,
+        )
         from penstock.training.search.budget import Budget
         from penstock.training.search.live import table_of
         from penstock.training.search.tuning import tune
@@ -43,12 +50,24 @@ def main() -> None:
         searches, estimators = (
             families_of(model) if given.auto else declared_search(model, given.estimator)
         )
+        population, num_trials, rule = None, given.trials, given.stopping
+        if given.population is not None:
+            population = population_for(
+                searches,
+                estimators,
+                size=given.population,
+                num_generations=given.generations,
+                seed=given.seed,
+            )
+            # Whoever is worse goes on as a copy of whoever is better; nobody is given up.
+            num_trials, rule = population.num_trials, "none"
         asked = Asked(
             searches=searches,
             estimators=estimators,
             is_auto=given.auto,
-            budget=Budget(num_trials=given.trials, time_s=given.time_s, money=given.cost),
-            rule=given.stopping,
+            population=population,
+            budget=Budget(num_trials=num_trials, time_s=given.time_s, money=given.cost),
+            rule=rule,
             num_folds=given.folds,
             num_parallel=given.parallel,
             seed=given.seed,

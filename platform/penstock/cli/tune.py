@@ -60,6 +60,17 @@ def tune(
             "2, 4 … folds), median (below the median), none.",
         ),
     ] = "asha",
+    population: Annotated[
+        int | None,
+        typer.Option(
+            "--population",
+            help="So many nets train side by side, the worst go on as changed copies of the best; "
+            "what is found is a schedule. Takes the place of --trials and --stopping.",
+        ),
+    ] = None,
+    generations: Annotated[
+        int, typer.Option("--generations", help="How often a population's nets are compared.")
+    ] = 5,
     parallel: Annotated[
         int | None,
         typer.Option("--parallel", help="Fits at a time; default: as many as there are cores."),
@@ -79,15 +90,22 @@ def tune(
     from penstock.settings import load_settings
     from penstock.training.code_state import hand_over, take
     from penstock.training.declarations import load_model
-    from penstock.training.search.asked import declared_search
+    from penstock.training.search.asked import declared_search, population_for
     from penstock.training.search.budget import parse_duration
 
     settings = load_settings()
     model = load_model(settings, use_case)
     if auto and estimator:
         raise UserError("--auto and --estimator were both given", allowed="one of them, or neither")
+    if population is not None and (auto or trials is not None or stopping != _RULES[0]):
+        raise UserError(
+            "--population was given with --auto, --trials or --stopping",
+            allowed="--population, --generations, --time and --cost",
+        )
     if not auto:
-        declared_search(model, estimator)
+        searches = declared_search(model, estimator)
+        if population is not None:
+            population_for(*searches, size=population, num_generations=generations, seed=seed)
     for name, value in (("--trials", trials), ("--folds", folds), ("--parallel", parallel)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}", allowed="1 or more")
@@ -100,7 +118,7 @@ def tune(
             "--cost limits nothing where a CPU hour costs 0",
             next_step="set cost.per_cpu_hour in the settings, or limit --trials or --time",
         )
-    if trials is None and time is None and cost is None:
+    if (trials, time, cost, population) == (None, None, None, None):
         trials = _DEFAULT_TRIALS
     given = {
         "--estimator": estimator,
@@ -109,6 +127,8 @@ def tune(
         "--cost": cost,
         "--folds": folds,
         "--stopping": stopping,
+        "--population": population,
+        "--generations": generations if population is not None else None,
         "--parallel": parallel,
         "--seed": seed,
     }

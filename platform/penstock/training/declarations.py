@@ -29,6 +29,7 @@ from penstock.training.estimator_declarations import Member as Member
 from penstock.training.estimator_declarations import RandomForest as RandomForest
 from penstock.training.estimator_declarations import Ridge as Ridge
 from penstock.training.estimator_declarations import ScikitEstimator as ScikitEstimator
+from penstock.training.estimator_declarations import Stage as Stage
 from penstock.training.estimator_declarations import TorchMLP as TorchMLP
 from penstock.training.estimator_declarations import TorchModule as TorchModule
 from penstock.training.estimator_declarations import XGBoost as XGBoost

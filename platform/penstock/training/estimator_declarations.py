@@ -17,6 +17,7 @@ from penstock.training.single_estimators import RandomForest as RandomForest
 from penstock.training.single_estimators import Ridge as Ridge
 from penstock.training.single_estimators import ScikitEstimator as ScikitEstimator
 from penstock.training.single_estimators import SingleEstimator as SingleEstimator
+from penstock.training.single_estimators import Stage as Stage
 from penstock.training.single_estimators import TorchMLP as TorchMLP
 from penstock.training.single_estimators import TorchModule as TorchModule
 from penstock.training.single_estimators import XGBoost as XGBoost

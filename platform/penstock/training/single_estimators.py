@@ -8,6 +8,7 @@ from pydantic import Field
 from penstock.training.estimator_base import ImportPath, OneTaskEstimator
 from penstock.training.estimator_base import Loss as Loss
 from penstock.training.metric_declarations import Task
+from penstock.training.torch_declarations import Stage as Stage
 from penstock.training.torch_declarations import TorchMLP as TorchMLP
 from penstock.training.torch_declarations import TorchModule as TorchModule
 from penstock.training.tree_declarations import BoostingStop as BoostingStop

@@ -13,6 +13,20 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 of a GPU rounded to TF32, on a CPU the same as float32. float16 comes with loss scaling."""
 
 
+STAGED = ("learning_rate", "weight_decay", "max_gradient_norm")
+"""What may change while a net trains."""
+
+
+class Stage(Declaration):
+    """Other values from an epoch on; what is left out stays as it was."""
+
+    from_epoch: int = Field(ge=1)
+    """After so many epochs."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    max_gradient_norm: float | None = Field(default=None, gt=0)
+
+
 class EarlyStopping(Declaration):
     """Ends training when the newest rows, which it does not train on, are predicted no better."""
 
@@ -44,6 +58,8 @@ class _TorchTraining(DistributedEstimator):
     """A penalty on the weights: in adam a part of the gradient, in adamw apart from it."""
     max_gradient_norm: float | None = Field(default=None, gt=0)
     """A longer gradient is shortened to this length."""
+    stages: tuple[Stage, ...] = ()
+    """Values that change on the way, as `penstock tune --population` finds them."""
     precision: Precision = "float32"
     compile: bool = False
     """The net is compiled by torch.compile: a minute once, then faster steps on a GPU."""
@@ -80,6 +96,17 @@ class _TorchTraining(DistributedEstimator):
                     "positive_weight and balanced sampling make up for the same thing twice: "
                     "leave one of them out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        begins = [stage.from_epoch for stage in self.stages]
+        if begins != sorted(set(begins)):
+            raise ValueError(f"stages begin one after the other, these after epochs {begins}")
+        if begins and begins[-1] >= self.num_epochs:
+            raise ValueError(
+                f"a stage begins after {begins[-1]} epochs, and there are {self.num_epochs}"
+            )
         return self
 
     @model_validator(mode="after")

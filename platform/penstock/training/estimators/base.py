@@ -50,6 +50,10 @@ class FitJob:
     """Folders to import a user's own module from."""
     event_times: npt.NDArray[np.datetime64] | None = None
     """[n], in order: when each row's event was; None: early stopping looks at no label's delay."""
+    keep_in: Path | None = None
+    """A folder for the checkpoints of a net that is fitted in one process; None: it keeps none."""
+    begin_from: Path | None = None
+    """Such a folder of another fit, which this one goes on from."""
     label_delay: timedelta = timedelta(0)
     """How long after its event a label becomes known."""
 

@@ -49,16 +49,25 @@ class Forgetful:
 class FolderJournal:
     """Keeps the last checkpoint in a folder that every worker sees."""
 
-    def __init__(self, folder: Path, seat: Seat) -> None:
+    def __init__(self, folder: Path, seat: Seat, *, begin_from: Path | None = None) -> None:
+        """Open the folder.
+
+        Args:
+            folder: made with the first checkpoint.
+            seat: this worker's place.
+            begin_from: another journal's folder, whose checkpoint is gone on from where there is
+                none here; it is left as it is.
+        """
         self._folder = folder
         self._seat = seat
+        self._begin_from = begin_from
         self.reported: list[Mapping[str, float]] = []
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
         """Open it."""
-        found = self._folder / _LATEST
-        yield found if found.exists() else None
+        folders = [self._folder, *([self._begin_from] if self._begin_from else [])]
+        yield next((f / _LATEST for f in folders if (f / _LATEST).exists()), None)
 
     def report(self, metrics: Mapping[str, float], write: Callable[[Path], None] | None) -> None:
         """Keep all workers' parts, or the checkpoint before."""

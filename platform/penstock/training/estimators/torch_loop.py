@@ -30,7 +30,8 @@ from penstock.training.estimators.torch_steps import (
     make_optimizer,
     make_scaler,
     plain_loss,
-    set_learning_rate,
+    set_for_next_step,
+    stage_at,
     training_loss,
 )
 
@@ -130,6 +131,7 @@ class _Training:
         self._plain_loss = plain_loss(config)
         self._steps_per_look = _STEPS_PER_LOOK.get(seat.device.type, _STEPS_PER_LOOK_ELSEWHERE)
         self._num_steps = config.num_epochs * rows.num_steps
+        self._stage = stage_at(config, 0)
         # Where it is: what a checkpoint holds, beside weights, optimiser and random states.
         self._history: list[dict[str, float]] = []
         self._step = 0
@@ -155,11 +157,14 @@ class _Training:
         epoch = len(self._history)
         if self._step == 0:
             self._seed(epoch)
+        self._stage = stage_at(self._config, epoch)
         self._spread.model.train()
         for batch in self._rows.batches(epoch, self._step):
             step = epoch * self._rows.num_steps + self._step
-            set_learning_rate(
-                self._optimizer, learning_rate_at(self._config, step, self._num_steps)
+            set_for_next_step(
+                self._optimizer,
+                learning_rate=self._learning_rate_at(step),
+                weight_decay=self._stage.weight_decay,
             )
             self._unlooked.append(self._gradients(batch))
             self._step += 1
@@ -202,9 +207,9 @@ class _Training:
         return total
 
     def _take_step(self) -> None:
-        if self._config.max_gradient_norm is not None:
+        if self._stage.max_gradient_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self._net.parameters(), self._config.max_gradient_norm)
+            nn.utils.clip_grad_norm_(self._net.parameters(), self._stage.max_gradient_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
@@ -266,8 +271,12 @@ class _Training:
         num_rows = min(self._step * self._rows.batch_size, self._rows.num_rows)
         return {
             TRAIN_LOSS: self._total / num_rows,
-            "learning_rate": learning_rate_at(self._config, done, self._num_steps),
+            "learning_rate": self._learning_rate_at(done),
         }
+
+    def _learning_rate_at(self, step: int) -> float:
+        top = self._stage.learning_rate
+        return learning_rate_at(self._config, step, self._num_steps, top=top)
 
     def _validation_loss(self, inputs: Tensor, targets: Tensor) -> float:
         """Give the mean loss over the rows, every one weighing the same."""

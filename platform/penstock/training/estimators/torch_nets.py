@@ -18,7 +18,7 @@ from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled
 from penstock.training.estimators.holdout import Holdout, hold_out
 from penstock.training.estimators.own_classes import extend_path
 from penstock.training.estimators.torch_build import build
-from penstock.training.estimators.torch_checkpoints import Forgetful, Journal
+from penstock.training.estimators.torch_checkpoints import FolderJournal, Forgetful, Journal
 from penstock.training.estimators.torch_export import TorchNet, export
 from penstock.training.estimators.torch_loop import Divergence, train
 from penstock.training.estimators.torch_placement import Memory, place_rows
@@ -93,7 +93,7 @@ def _trained_here(
             scaled,
             standardised(config, labels),
             _plan(config, labels, job),
-            journal=Forgetful(),
+            journal=_journal(job),
             seat=Seat(),
             workers_on_node=1,
         )
@@ -101,6 +101,12 @@ def _trained_here(
         torch.set_num_threads(num_threads)
     refuse_divergence(returned, kept_in=None)
     return returned
+
+
+def _journal(job: FitJob) -> Journal:
+    if job.keep_in is None:
+        return Forgetful()
+    return FolderJournal(job.keep_in, Seat(), begin_from=job.begin_from)
 
 
 def standardised(config: TorchConfig, labels: Labels) -> npt.NDArray[np.float64]:

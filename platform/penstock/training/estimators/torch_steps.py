@@ -5,7 +5,7 @@ Needs torch alone, so that a net trains on a machine that has nothing else of ou
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,16 +68,40 @@ def positive_weight(config: "TorchConfig", *, num_positives: int, num_rows: int)
     return balancing if config.positive_weight == "balanced" else config.positive_weight
 
 
-def learning_rate_at(config: "TorchConfig", step: int, num_steps: int) -> float:
-    """Give the learning rate of a step, counted from 0, out of all steps."""
+class StageValues(NamedTuple):
+    """What holds in an epoch, of all that stages may change."""
+
+    learning_rate: float
+    weight_decay: float
+    max_gradient_norm: float | None
+
+
+def stage_at(config: "TorchConfig", epoch: int) -> StageValues:
+    """Give what holds in an epoch, counted from 0."""
+    values = StageValues(config.learning_rate, config.weight_decay, config.max_gradient_norm)
+    for stage in config.stages:
+        if stage.from_epoch <= epoch:
+            given = {name: getattr(stage, name) for name in StageValues._fields}
+            values = values._replace(**{k: v for k, v in given.items() if v is not None})
+    return values
+
+
+def learning_rate_at(
+    config: "TorchConfig", step: int, num_steps: int, *, top: float | None = None
+) -> float:
+    """Give the learning rate of a step, counted from 0, out of all steps.
+
+    `top` is what the stage says of it; None: what is declared.
+    """
+    top = config.learning_rate if top is None else top
     if config.schedule == "constant":
-        return config.learning_rate
+        return top
     num_warmup = math.ceil((config.warmup_share or 0.0) * num_steps)
     if step < num_warmup:
-        return config.learning_rate * (step + 1) / num_warmup
+        return top * (step + 1) / num_warmup
     # A warm-up of all steps but none leaves nothing to come down in.
     done = (step - num_warmup) / max(num_steps - num_warmup, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return top * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def make_optimizer(
@@ -94,10 +118,12 @@ def make_optimizer(
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Let the next step have this learning rate."""
+def set_for_next_step(
+    optimizer: torch.optim.Optimizer, *, learning_rate: float, weight_decay: float
+) -> None:
+    """Let the next step have these."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"], group["weight_decay"] = learning_rate, weight_decay
 
 
 def autocast(config: "TorchConfig", device: torch.device) -> torch.autocast:

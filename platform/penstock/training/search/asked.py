@@ -7,6 +7,7 @@ from penstock.errors import UserError
 from penstock.training.declarations import Estimator, Model, Search
 from penstock.training.search.budget import Budget
 from penstock.training.search.families_space import families
+from penstock.training.search.population import Population, population_of
 from penstock.training.search.stopping import Rule
 
 
@@ -22,6 +23,8 @@ class Asked:
     """Families are searched, and what comes out is an ensemble."""
     budget: Budget
     rule: Rule = "asha"
+    population: Population | None = None
+    """The nets of one estimator train side by side and learn from each other."""
     num_folds: int = 4
     seed: int = 0
     num_parallel: int | None = None
@@ -30,6 +33,25 @@ class Asked:
     def __post_init__(self) -> None:
         if self.num_folds < 1:
             raise UserError(f"{self.num_folds} folds measure nothing", allowed="1 or more")
+
+
+def population_for(
+    searches: Mapping[str, Search],
+    estimators: Mapping[str, Estimator],
+    *,
+    size: int,
+    num_generations: int,
+    seed: int,
+) -> Population:
+    """Plan a population of the one estimator that is searched.
+
+    Raises:
+        UserError: it is no net, or something is searched that cannot change while one trains.
+    """
+    ((name, search),) = searches.items()
+    return population_of(
+        estimators[name], search, size=size, num_generations=num_generations, seed=seed
+    )
 
 
 def families_of(model: Model) -> tuple[dict[str, Search], dict[str, Estimator]]:

@@ -6,12 +6,14 @@ All that it knows stands in the ledger; the decisions are pure functions of that
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.errors import PenstockError, TrainingDataError, UserError
 from penstock.training.search.budget import Budget, as_duration
 from penstock.training.search.ledger import Begun, Closed, Ended, Ledger, Measured, Outcome, Trial
 from penstock.training.search.measuring import Measurement
-from penstock.training.search.proposals import Space, propose
+from penstock.training.search.population import Population, propose_member
+from penstock.training.search.proposals import Space, as_declared, propose
 from penstock.training.search.stopping import Rule, should_stop
 from penstock.training.search.tasks import Done, Tasks
 
@@ -34,6 +36,8 @@ class Plan:
     money_per_cpu_s: float
     num_cpus: Mapping[str, int]
     """By estimator: CPUs of one fit."""
+    population: Population | None = None
+    """Trials are members of generations, each gone on from one before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +114,29 @@ class Controller:
                 return self._begin(trial, fold)
         if self._plan.budget.is_full(len(self._ledger.trials)):
             return False
-        name, params = propose(self._plan.space, self._ledger.trials)
+        proposed = self._propose()
+        if proposed is None:
+            return False
+        name, params = proposed
         number = len(self._ledger.trials)
         self._ledger.append(Begun(trial=number, estimator=name, params=params, at_s=self._now_s()))
         return self._begin(self._ledger.trials[number], self._plan.folds[0])
+
+    def _propose(self) -> tuple[str, dict[str, Any]] | None:
+        """Give the next trial, or None: it hangs on one that is still running."""
+        space, trials = self._plan.space, self._ledger.trials
+        if self._plan.population is None:
+            return propose(space, trials)
+        ((name, search),) = space.searches.items()
+        return propose_member(
+            self._plan.population,
+            name,
+            search,
+            as_declared(space, name),
+            trials,
+            metric=space.metric,
+            higher_is_better=space.higher_is_better,
+        )
 
     def _next_fold(self, trial: Trial) -> int | None:
         flying = {fold for number, fold in self._in_flight if number == trial.number}

@@ -24,6 +24,7 @@ from penstock.training.estimators.families import fit_native
 from penstock.training.folds import sides_of
 from penstock.training.metrics import evaluate
 from penstock.training.preprocessing import Preprocessing
+from penstock.training.search.population import Trail
 from penstock.training.validation import DAY_COLUMN, Examples
 
 
@@ -90,6 +91,7 @@ def measure(
     config: Estimator,
     metrics: Sequence[Metric],
     policy: PreprocessingPolicy | None = None,
+    trail: Trail | None = None,
 ) -> Measurement:
     """Fit on the fold's training rows and score its test rows.
 
@@ -98,6 +100,7 @@ def measure(
         config: the estimator; one task must be able to fit it.
         metrics: what is measured.
         policy: what becomes of the prepared columns once more before the estimator meets them.
+        trail: where a member of a population keeps its checkpoints.
 
     Raises:
         TrainingDataError: the estimator cannot be fitted on these rows, or its scores are no
@@ -109,7 +112,10 @@ def measure(
         names = tuple(f"column_{place}" for place in range(train.shape[1]))
         again = preprocessing.fit(train.astype(np.float64), feature_names=names, policy=policy)
         train, test = again.apply(train.astype(np.float64)), again.apply(test.astype(np.float64))
-    native = fit_native(config, train, fold.train_labels, fold.job)
+    job = fold.job
+    if trail is not None:
+        job = replace(job, keep_in=trail.own, begin_from=trail.parent)
+    native = fit_native(config, train, fold.train_labels, job)
     fit_s = time.monotonic() - started_s
     scores = native.predict(test)
     return Measurement(

@@ -58,10 +58,16 @@ def propose(space: Space, trials: Sequence[Trial]) -> tuple[str, dict[str, Any]]
 def _declared(space: Space, number: int) -> tuple[str, dict[str, Any]] | None:
     if number >= len(space.searches):
         return None
-    name, search = list(space.searches.items())[number]
+    name = list(space.searches)[number]
+    return name, as_declared(space, name)
+
+
+def as_declared(space: Space, name: str) -> dict[str, Any]:
+    """Give an estimator's searched values as declared, moved into the space where outside."""
     values = space.declared[name]
-    return name, {
-        field: _within(dimension, values[field]) for field, dimension in search.dimensions.items()
+    return {
+        field: _within(dimension, values[field])
+        for field, dimension in space.searches[name].dimensions.items()
     }
 
 

@@ -7,6 +7,7 @@ from penstock.records import Record
 from penstock.training.declarations import Ensemble
 from penstock.training.search.ledger import State, Trial
 from penstock.training.search_declarations import Choice, Floats, Ints, Search
+from penstock.training.single_estimators import SingleEstimator
 
 
 class TrialSummary(Record):
@@ -83,6 +84,8 @@ class Tuning(Record):
     ensemble: Ensemble | None = None
     """What a search of families ends with; None: it was a search of one estimator."""
     leaderboard: tuple[LeaderboardEntry, ...] = ()
+    tuned: SingleEstimator | None = None
+    """What a population ends with: a net and the stages of its line."""
 
     @property
     def winner(self) -> TrialSummary:

@@ -1,5 +1,6 @@
 """Searches the parameters of a model: training set, folds, trials, pictures, on one tracked run."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -33,6 +34,7 @@ from penstock.training.search.leaderboard import (
 from penstock.training.search.ledger import Ledger, Trial
 from penstock.training.search.measuring import Measurement, PreparedFold, measure, prepare
 from penstock.training.search.one_task import for_one_task, num_cpus
+from penstock.training.search.population import declared_of, trail_of
 from penstock.training.search.proposals import Space
 from penstock.training.search.summary import Tuning, axes, summarise
 from penstock.training.search.tasks import Tasks, result_of, tasks
@@ -133,6 +135,7 @@ class _Attempt:
         self._progress = progress
         self._watch = watch
         self._folder = tuning_folder(settings, tracked.run_id)
+        self._checkpoints = settings.storage_path / "checkpoints" / tracked.run_id
         self._recorder = ThreadPoolExecutor(1, thread_name_prefix="trials")
         self._recorded: dict[int, Future[None]] = {}
 
@@ -192,6 +195,7 @@ class _Attempt:
 
     def _described(self, made: TrainingSet) -> dict[str, Any]:
         """What makes it this search and no other; a larger budget does not."""
+        planned = self._asked.population
         return {
             "training set": made.id,
             "space": {n: s.model_dump(mode="json") for n, s in self._asked.searches.items()},
@@ -200,6 +204,7 @@ class _Attempt:
             "families": self._asked.is_auto,
             "folds": self._asked.num_folds,
             "seed": self._asked.seed,
+            **({"population": planned.model_dump()} if planned else {}),
         }
 
     def _search(self, ledger: Ledger, running: Tasks, shared: Sequence[Any]) -> str:
@@ -207,8 +212,14 @@ class _Attempt:
         configs = {name: for_one_task(config) for name, config in asked.estimators.items()}
 
         def start(trial: Trial, fold: int) -> None:
-            own, policy = split_values(trial.params)
-            config = with_values(configs[trial.estimator], own, of=f"trial {trial.number}")
+            net = configs[trial.estimator]
+            trail = None
+            if asked.population is not None:
+                config, policy = declared_of(trial, ledger.trials, asked.population, net), None
+                trail = trail_of(trial, fold, self._checkpoints)
+            else:
+                own, policy = split_values(trial.params)
+                config = with_values(net, own, of=f"trial {trial.number}")
             running.start(
                 (trial.number, fold),
                 measure,
@@ -216,6 +227,7 @@ class _Attempt:
                 config,
                 model.metrics,
                 policy,
+                trail,
                 num_cpus=num_cpus(config),
             )
 
@@ -236,6 +248,7 @@ class _Attempt:
             rule=asked.rule,
             money_per_cpu_s=self._settings.cost.per_cpu_hour / SECONDS_PER_HOUR,
             num_cpus={name: num_cpus(config) for name, config in configs.items()},
+            population=asked.population,
         )
         known = self._tracking.children(self._tracked) if self._tracked.is_resumed else {}
         hears = Watch(
@@ -310,6 +323,8 @@ class _Attempt:
         metric = model.primary_metric
         higher_is_better = model.higher_is_better(metric)
         cost = self._settings.cost
+        winner = best(ledger.trials, metric=metric, higher_is_better=higher_is_better)[0]
+        planned, net = self._asked.population, model.estimators.get(winner.estimator)
         return Tuning(
             run_id=self._tracked.run_id,
             request_id=self._request_id,
@@ -332,7 +347,8 @@ class _Attempt:
             seed=self._asked.seed,
             stopping=self._asked.rule,
             trials=summarise(ledger.trials, metric),
-            best=best(ledger.trials, metric=metric, higher_is_better=higher_is_better)[0].number,
+            best=winner.number,
+            tuned=declared_of(winner, ledger.trials, planned, net) if planned and net else None,
             reason=reason,
             elapsed_s=round(ledger.elapsed_s, 3),
             cpu_s=round(ledger.cpu_s, 3),
@@ -366,3 +382,4 @@ class _Attempt:
         # Last: a search whose record is there is never begun again.
         written = orjson.dumps(tuning.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
         write_whole(self._folder / _RESULT_FILE, written)
+        shutil.rmtree(self._checkpoints, ignore_errors=True)

@@ -19,7 +19,7 @@ def tuned_model(model: Model, tuning: Tuning) -> tuple[Model, str]:
     winner = tuning.winner
     if winner.estimator not in model.estimators:
         raise unknown_name(f"estimator of {model.name}", winner.estimator, model.estimators)
-    config = with_values(
+    config = tuning.tuned or with_values(
         model.estimators[winner.estimator], winner.params, of=f"trial {winner.number}"
     )
     name = f"{winner.estimator}{TUNED_SUFFIX}"

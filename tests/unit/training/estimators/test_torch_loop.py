@@ -16,7 +16,7 @@ from penstock.training.estimators.torch_build import build
 from penstock.training.estimators.torch_checkpoints import FolderJournal, Forgetful
 from penstock.training.estimators.torch_loop import best_epoch, is_over, train
 from penstock.training.estimators.torch_rows import Order, Seat, hold
-from penstock.training.torch_declarations import EarlyStopping
+from penstock.training.torch_declarations import EarlyStopping, Stage
 from projects import REPO_ROOT
 
 NUM_ROWS, NUM_FEATURES = 50, 4
@@ -82,6 +82,51 @@ def same(left, right):
 
 def change(**fields):
     return CONFIG.model_copy(update=fields)
+
+
+class TestStages:
+    STAGED = CONFIG.model_copy(
+        update={
+            "schedule": "constant",
+            "warmup_share": None,
+            "stages": (
+                Stage(from_epoch=1, learning_rate=0.01),
+                Stage(from_epoch=3, weight_decay=0.5, max_gradient_norm=0.1),
+            ),
+        }
+    )
+
+    def test_values_change_at_their_epoch_and_stay(self):
+        rates = [epoch["learning_rate"] for epoch in fit(self.STAGED).history]
+        assert rates == [0.05, 0.01, 0.01, 0.01]
+
+    @pytest.mark.parametrize("without", [0, 1])
+    def test_each_stage_makes_another_net(self, without):
+        stages = [stage for place, stage in enumerate(self.STAGED.stages) if place != without]
+        other = self.STAGED.model_copy(update={"stages": tuple(stages)})
+        assert not same(fit(self.STAGED).weights, fit(other).weights)
+
+    @pytest.mark.parametrize("num_epochs", [1, 3])
+    def test_gone_on_from_a_shorter_fits_checkpoint_it_is_the_same_net(self, tmp_path, num_epochs):
+        stages = [each for each in self.STAGED.stages if each.from_epoch < num_epochs]
+        changed = {"num_epochs": num_epochs, "stages": tuple(stages)}
+        parent = tmp_path / "parent"
+        fit(self.STAGED.model_copy(update=changed), FolderJournal(parent, Seat()))
+        kept = sorted(str(file) for file in parent.rglob("*"))
+        own = FolderJournal(tmp_path / "own", Seat(), begin_from=parent)
+        outcome = fit(self.STAGED, own)
+        assert len(own.reported) == 4 - num_epochs
+        assert same(outcome.weights, fit(self.STAGED).weights)
+        assert sorted(str(file) for file in parent.rglob("*")) == kept
+
+    def test_its_own_checkpoint_comes_before_the_parents(self, tmp_path):
+        parent, own = tmp_path / "parent", tmp_path / "own"
+        short = self.STAGED.model_copy(update={"num_epochs": 1, "stages": ()})
+        fit(short, FolderJournal(parent, Seat()))
+        fit(self.STAGED, FolderJournal(own, Seat(), begin_from=parent))
+        again = FolderJournal(own, Seat(), begin_from=parent)
+        assert same(fit(self.STAGED, again).weights, fit(self.STAGED).weights)
+        assert again.reported == []
 
 
 class TestAfterALoss:

@@ -1,6 +1,7 @@
 """A whole search on made-up payments in which the amount decides, in this process."""
 
 from datetime import datetime
+from typing import ClassVar
 
 import mlflow
 import pytest
@@ -9,9 +10,17 @@ from payments import commit_payments, payments_before_the_test, settings_in
 from penstock.errors import UserError
 from penstock.features.build import build
 from penstock.features.store import apply
-from penstock.training.declarations import Floats, LogisticRegression, Search, load_model
+from penstock.training.declarations import (
+    Floats,
+    LogisticRegression,
+    Search,
+    TorchMLP,
+    load_model,
+)
+from penstock.training.search import tuning
 from penstock.training.search.asked import Asked, declared_search, families_of
 from penstock.training.search.budget import Budget
+from penstock.training.search.population import population_of
 from penstock.training.search.tuning import tune, tuning_folder
 from penstock.training.search.winner import tuned_model
 from penstock.training.tracking import Tracking
@@ -162,3 +171,42 @@ class TestAuto:
         searches, estimators = families_of(model)
         assert list(searches) == ["linear", "forest", "xgboost", "lightgbm", "mlp"]
         assert {estimator.task for estimator in estimators.values()} == {"binary"}
+
+
+class TestPopulation:
+    SEARCH: ClassVar = {"net": Search(learning_rate=Floats(1e-4, 1e-1, log=True))}
+    NET = TorchMLP(hidden_sizes=(4,), num_epochs=4, batch_size=64)
+
+    def asked(self):
+        plan = population_of(self.NET, self.SEARCH["net"], size=4, num_generations=2, seed=0)
+        return asked(
+            searches=self.SEARCH,
+            estimators={"net": self.NET},
+            population=plan,
+            budget=Budget(num_trials=plan.num_trials),
+            rule="none",
+        )
+
+    @pytest.fixture
+    def with_net(self, model):
+        return model.model_copy(update={"estimators": {**model.estimators, "net": self.NET}})
+
+    def test_it_ends_with_a_net_and_the_stages_of_its_line(self, settings, with_net):
+        found = tune(settings, with_net, self.asked(), request_id="population")
+        assert len(found.trials) == 8
+        parents = [trial.params["parent"] for trial in found.trials[4:]]
+        assert len(set(parents)) < 4
+        tuned, name = tuned_model(with_net, found)
+        net = tuned.estimator(name)
+        assert net == found.tuned
+        assert net.schedule == "constant"
+        assert net.num_epochs == (2 if found.best < 4 else 4)
+        assert not (settings.storage_path / "checkpoints" / found.run_id).exists()
+
+    def test_without_its_parents_checkpoints_a_member_is_the_same_net(
+        self, settings, with_net, monkeypatch
+    ):
+        found = tune(settings, with_net, self.asked(), request_id="population")
+        monkeypatch.setattr(tuning, "trail_of", lambda *_: None)
+        alone = tune(settings, with_net, self.asked(), request_id="without checkpoints")
+        assert [trial.value for trial in alone.trials] == [trial.value for trial in found.trials]
