@@ -86,6 +86,11 @@ model = Model(
             column_sample_by_tree=Floats(0.4, 1.0),
         ),
         "logistic_regression": Search(inverse_regularization=Floats(1e-4, 100.0, log=True)),
+        # What may change while a net trains: for `penstock tune --population` too.
+        "mlp": Search(
+            learning_rate=Floats(3e-4, 1e-2, log=True),
+            weight_decay=Floats(1e-6, 1e-2, log=True),
+        ),
     },
     metrics=(
         RocAuc(),
