@@ -137,9 +137,9 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports["grpc_to"]),
         # 30 s suit load balancers that poll; our HAProxy is told within a second.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-        # With the defaults a killed proxy is missed for 27 s.
         # Ten looks a second are 3 % of a core more, and no deployment comes up sooner.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+        # With the defaults a killed proxy is missed for 27 s.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "3",

@@ -37,6 +37,10 @@ class Ints(_Range):
     def __init__(self, low: int, high: int, *, log: bool = False, **kind: Any) -> None:
         super().__init__(low=low, high=high, log=log, **kind)  # type: ignore[call-arg]  # BaseModel's own
 
+    def nearest(self, value: float) -> int:
+        """Give the value of the range that is nearest."""
+        return min(max(round(value), self.low), self.high)
+
     @property
     def probes(self) -> tuple[int, ...]:
         """Values that any field which can be searched so takes."""
@@ -54,6 +58,10 @@ class Floats(_Range):
 
     def __init__(self, low: float, high: float, *, log: bool = False, **kind: Any) -> None:
         super().__init__(low=low, high=high, log=log, **kind)  # type: ignore[call-arg]  # BaseModel's own
+
+    def nearest(self, value: float) -> float:
+        """Give the value of the range that is nearest."""
+        return min(max(value, self.low), self.high)
 
     @property
     def probes(self) -> tuple[float, ...]:

@@ -13,10 +13,6 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 of a GPU rounded to TF32, on a CPU the same as float32. float16 comes with loss scaling."""
 
 
-STAGED = ("learning_rate", "weight_decay", "max_gradient_norm")
-"""What may change while a net trains."""
-
-
 class Stage(Declaration):
     """Other values from an epoch on; what is left out stays as it was."""
 
@@ -25,6 +21,10 @@ class Stage(Declaration):
     learning_rate: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
     max_gradient_norm: float | None = Field(default=None, gt=0)
+
+
+STAGED = tuple(name for name in Stage.model_fields if name != "from_epoch")
+"""What may change while a net trains."""
 
 
 class EarlyStopping(Declaration):

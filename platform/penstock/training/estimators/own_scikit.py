@@ -28,6 +28,14 @@ def fit_here(
         DeclarationError: it cannot be imported or called, does not fit, cannot be written as ONNX,
             or its graph gives other scores than it does.
     """
+    native = fit_native(config, scaled, labels, job)
+    return Fitted(native=native, onnx=native.graph)
+
+
+def fit_native(
+    config: ScikitEstimator, scaled: Scaled, labels: Labels, job: FitJob | None = None
+) -> "GraphModel":
+    """Fit as `fit_here` does: the graph is all that is kept of it."""
     extend_path(job.import_folders if job else ())
     estimator = _build(config)
     try:
@@ -37,18 +45,8 @@ def fit_here(
             f"{config.estimator!r} cannot be fitted: {error}",
             next_step="correct its options in model.py, or the class",
         ) from error
-    graph = _export(config, estimator, num_features=scaled.shape[1])
-    native = GraphModel(graph=graph, num_features=scaled.shape[1])
+    native = GraphModel(graph=_export(config, estimator, num_features=scaled.shape[1]))
     _check_same(config, estimator, native, scaled[:_NUM_COMPARED])
-    return Fitted(native=native, onnx=graph)
-
-
-def fit_native(
-    config: ScikitEstimator, scaled: Scaled, labels: Labels, job: FitJob | None = None
-) -> "GraphModel":
-    """Fit in this process to the graph, which is all that is kept of it."""
-    native = fit_here(config, scaled, labels, job).native
-    assert isinstance(native, GraphModel)  # noqa: S101  # fit_here gives no other
     return native
 
 
@@ -121,7 +119,6 @@ class GraphModel:
 
     family: ClassVar[str] = "graph"
     graph: bytes
-    num_features: int
 
     def predict(self, scaled: Scaled) -> Scores:
         """Give [n] scores."""
@@ -129,14 +126,16 @@ class GraphModel:
 
     @cached_property
     def _score(self) -> Scorer:
+        import onnx
+
         from penstock.training.estimators.graph import assemble
         from penstock.training.preprocessing import Preprocessing
 
+        shape = onnx.load_from_string(self.graph).graph.input[0].type.tensor_type.shape
+        width = shape.dim[1].dim_value
         # Nothing is subtracted, and float64 is the same numbers.
-        as_it_comes = Preprocessing(
-            means=np.zeros(self.num_features), scales=np.ones(self.num_features)
-        )
-        return load_scorer(assemble(as_it_comes, self.graph), num_features=self.num_features)
+        as_it_comes = Preprocessing(means=np.zeros(width), scales=np.ones(width))
+        return load_scorer(assemble(as_it_comes, self.graph), num_features=width)
 
     def save(self, folder: Path) -> None:
         """Write graph.onnx."""
@@ -145,8 +144,4 @@ class GraphModel:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read graph.onnx."""
-        import onnx
-
-        graph = (folder / _GRAPH_FILE).read_bytes()
-        width = onnx.load_from_string(graph).graph.input[0].type.tensor_type.shape.dim[1].dim_value
-        return cls(graph=graph, num_features=width)
+        return cls(graph=(folder / _GRAPH_FILE).read_bytes())

@@ -215,16 +215,11 @@ def _one_of(dimension: Ints | Floats | Choice, draw: np.random.Generator) -> Any
     found = (
         low * (high / low) ** draw.random() if dimension.log else low + (high - low) * draw.random()
     )
-    return _within(dimension, found)
+    return dimension.nearest(found)
 
 
 def _changed(dimension: Ints | Floats | Choice, value: Any, draw: np.random.Generator) -> Any:
     """Give a value near the parent's: a factor of it, or now and then another option."""
     if isinstance(dimension, Choice):
         return _one_of(dimension, draw) if draw.random() < 1 / _QUARTER else value
-    return _within(dimension, value * _FACTORS[draw.integers(len(_FACTORS))])
-
-
-def _within(dimension: Ints | Floats, value: float) -> float:
-    near = min(max(value, dimension.low), dimension.high)
-    return round(near) if isinstance(dimension, Ints) else near
+    return dimension.nearest(value * _FACTORS[draw.integers(len(_FACTORS))])

@@ -77,7 +77,7 @@ def _within(dimension: Ints | Floats | Choice, value: Any) -> Any:
         return value if value in dimension.options else dimension.options[0]
     if value is None:
         return dimension.high
-    return min(max(value, dimension.low), dimension.high)
+    return dimension.nearest(value)
 
 
 def _ask(space: Space, trials: Sequence[Trial]) -> tuple[str, dict[str, Any]]:

@@ -17,12 +17,6 @@ from penstock.training.estimators.base import FitJob
 EXTRA = "sklearn.ensemble:ExtraTreesClassifier"
 
 
-@pytest.fixture(scope="module")
-def rows(synthetic):
-    features, labels = synthetic
-    return np.nan_to_num(features).astype(np.float32), labels
-
-
 class TestFit:
     def test_it_scores_as_scikit_learn_does_with_our_seed(self, rows):
         scaled, labels = rows

@@ -10,12 +10,6 @@ from penstock.training.declarations import DecisionTree, LogisticRegression, Ran
 from penstock.training.estimators import scikit
 
 
-@pytest.fixture(scope="module")
-def rows(synthetic):
-    features, labels = synthetic
-    return np.nan_to_num(features).astype(np.float32), labels
-
-
 class TestForest:
     def test_rebuilt_trees_predict_what_scikit_learn_does(self, rows):
         scaled, labels = rows
