@@ -46,6 +46,24 @@ def test_a_lone_item_does_not_wait():
     assert doubler.batches == [[1], [2]]
 
 
+def test_what_arrives_in_the_loops_next_turns_joins_without_a_wait():
+    doubler = Doubler()
+
+    async def ask() -> None:
+        batcher = batcher_of(doubler)
+
+        async def after(num_turns: int, item: int) -> int:
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            return await batcher.submit(item)
+
+        # As requests do that the loop has read one turn after the other.
+        await asyncio.gather(after(0, 1), after(2, 2), after(4, 3), after(20, 4))
+
+    asyncio.run(ask())
+    assert doubler.batches == [[1, 2, 3], [4]]
+
+
 def test_with_a_wait_a_later_item_joins():
     doubler = Doubler()
 
