@@ -5,7 +5,7 @@ the same question asked twice has one answer on disk, and an id says all about a
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -283,8 +283,13 @@ def service_digest(settings: Settings, use_case: str, service: str) -> str:
 
 def content_digest(data: pl.DataFrame) -> str:
     """SHA-256 over names, types and values; the same for equal frames however they are stored."""
+    return columns_digest(data.iter_columns())
+
+
+def columns_digest(columns: Iterable[pl.Series]) -> str:
+    """Give the `content_digest` of a frame of these columns."""
     digest = hashlib.sha256()
-    for column in data.iter_columns():
+    for column in columns:
         digest.update(f"{column.name}\0{column.dtype}\0{len(column)}\0".encode())
         digest.update(np.packbits(column.is_null().to_numpy()).tobytes())
         if column.dtype == pl.String:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.errors import IntegrityError
-from penstock.features.training_set import load_training_set, read_training_set
+from penstock.features.training_set import load_training_set
+from penstock.features.training_set_pieces import take_rows
 from penstock.handover import NATIVE_FOLDER
 from penstock.registry.agreement import MAX_ROWS, Agreement, check_agreement
 from penstock.registry.card import render_card
@@ -109,10 +110,12 @@ def real_rows(
     settings: Settings, training_set_id: str, feature_names: tuple[str, ...]
 ) -> npt.NDArray[np.float64]:
     """Draw up to 10,000 rows of the training set as float64 [n, F], NaN for missing."""
-    frame = read_training_set(load_training_set(settings, training_set_id))
-    features = frame.select(feature_names)
-    if len(features) > MAX_ROWS:
-        features = features.sample(MAX_ROWS, seed=0)
+    made = load_training_set(settings, training_set_id)
+    chosen = np.arange(made.num_rows)
+    if made.num_rows > MAX_ROWS:
+        random = np.random.default_rng(0)
+        chosen = np.sort(random.choice(made.num_rows, MAX_ROWS, replace=False))
+    features = take_rows(made, chosen, feature_names)
     columns = [features[name].cast(float).fill_null(np.nan).to_numpy() for name in feature_names]
     return np.column_stack(columns)
 

@@ -16,6 +16,7 @@ from penstock.training.declarations import Fold, Model
 from penstock.training.estimators.base import Fitted, Labels, Scaled, Scores
 from penstock.training.fold_rows import cut
 from penstock.training.preprocessing import Preprocessing
+from penstock.training.row_sources import RowSource, source_of
 from penstock.training.validation import Examples, check_labels, to_examples
 
 EventTimes = npt.NDArray[np.datetime64]
@@ -62,7 +63,7 @@ class FittedFolds:
 
 
 def count_folds(
-    frame: pl.DataFrame,
+    frame: pl.DataFrame | RowSource,
     model: Model,
     *,
     event_time: str,
@@ -79,10 +80,11 @@ def count_folds(
     Raises:
         TrainingDataError: a side of a fold has no rows, or labels that cannot be trained on.
     """
+    light = source_of(frame).light
     train_labels: Labels = np.empty(0)
     test_labels = []
     for fold in model.split.folds() if folds is None else folds:
-        sides = cut(frame, fold, event_time=event_time, label=model.label)
+        sides = cut(light, fold, event_time=event_time, label=model.label)
         train_labels, labels = (
             check_labels(rows, label=model.label, side=side, task=model.task)
             for rows, side in zip(sides, ("training", "test"), strict=True)
@@ -99,7 +101,7 @@ def count_folds(
 
 
 def sides_of(
-    frame: pl.DataFrame,
+    frame: pl.DataFrame | RowSource,
     model: Model,
     fold: Fold,
     *,
@@ -118,13 +120,21 @@ def sides_of(
     Raises:
         TrainingDataError: a side of the fold cannot be trained or tested on.
     """
-    rows, tested = cut(frame, fold, event_time=event_time, label=model.label)
+    source = source_of(frame)
+    rows, tested = cut(source.light, fold, event_time=event_time, label=model.label)
     rows = rows.sort(event_time, maintain_order=True)
-    train, test = (
-        to_examples(
-            each, feature_names=feature_names, label=model.label, side=side, task=model.task
-        )
-        for each, side in ((rows, "training"), (tested, "test"))
+    train = Examples(
+        # First: what cannot be trained on is not laid out.
+        labels=check_labels(rows, label=model.label, side="training", task=model.task),
+        features=source.matrix(rows, feature_names=feature_names, side="training"),
+        frame=rows,
+    )
+    test = to_examples(
+        source.whole(tested),
+        feature_names=feature_names,
+        label=model.label,
+        side="test",
+        task=model.task,
     )
     return FoldSides(
         scaling=preprocessing.fit(
@@ -137,7 +147,7 @@ def sides_of(
 
 
 def fit_folds(
-    frame: pl.DataFrame,
+    frame: pl.DataFrame | RowSource,
     model: Model,
     *,
     event_time: str,
@@ -161,16 +171,18 @@ def fit_folds(
     Raises:
         TrainingDataError: a fold cannot be trained on.
     """
+    source = source_of(frame)
     policies = model.split.folds() if folds is None else folds
     tests, scores, guesses = [], [], []
     fit_s = 0.0
     for number, policy in enumerate(policies):
         if len(policies) > 1:
             progress("fits", number, len(policies), unit="fits")
-        sides = sides_of(frame, model, policy, event_time=event_time, feature_names=feature_names)
+        sides = sides_of(source, model, policy, event_time=event_time, feature_names=feature_names)
         scaling, train, test = sides.scaling, sides.train, sides.test
         started_s = time.monotonic()
-        fitted = fit(number, scaling.apply(train.features), train.labels, sides.train_times)
+        scaled = source.scaled(scaling, train.features)
+        fitted = fit(number, scaled, train.labels, sides.train_times)
         fit_s += time.monotonic() - started_s
         graph = bundle.assemble(scaling, fitted)
         # What is measured is what will be served: the graph, on the features as they come.

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 
 import polars as pl
+import psutil
 
 from penstock.errors import DeclarationError, TrainingDataError
 from penstock.features.training_set import (
@@ -12,11 +14,14 @@ from penstock.features.training_set import (
     load_training_set,
     read_training_set,
 )
+from penstock.features.training_set_pieces import column_names
 from penstock.progress import Progress
 from penstock.settings import Settings
 from penstock.training.declarations import Model
+from penstock.training.row_sources import FiledRows, HeldRows, RowSource, plan_rows
 from penstock.training.tracking import TrackedRun
 
+_LYING_TAG = "penstock.training_rows_lie_in"
 _TRAINING_SET_TAG = "penstock.training_set"
 
 
@@ -75,18 +80,62 @@ def tracked_training_set(
     return made
 
 
+def source_rows(
+    settings: Settings,
+    made: TrainingSet,
+    model: Model,
+    tracked: TrackedRun,
+    *,
+    folder: Path,
+    start: datetime,
+    end: datetime,
+    progress: Progress,
+) -> RowSource:
+    """Read the rows into memory, or what of them splits look at where that cannot hold all.
+
+    Args:
+        settings: how much memory rows may take.
+        made: what to read.
+        model: its groups and its service.
+        tracked: the run; it is told where the rows lie.
+        folder: for files, of this run alone; every worker sees it.
+        start: the first moment of the rows.
+        end: where they end, itself left out.
+        progress: hears how far files are.
+
+    Raises:
+        TrainingDataError: there are none.
+        IntegrityError: a file of the set is gone or damaged.
+    """
+    _refuse_none(made.num_rows, model, start=start, end=end)
+    lying = plan_rows(
+        made.num_rows,
+        num_columns=len(column_names(made)),
+        num_features=len(made.feature_names),
+        free_bytes=psutil.virtual_memory().available,
+        allowed_bytes=settings.training.rows_memory_bytes,
+    )
+    tracked.set_tags({_LYING_TAG: f"{'memory' if lying.in_memory else 'files'}: {lying.reason}"})
+    if lying.in_memory:
+        return HeldRows(read_training_set(made))
+    return FiledRows.open(made, folder, groups=model.group_columns, progress=progress)
+
+
 def rows_of(made: TrainingSet, model: Model, *, start: datetime, end: datetime) -> pl.DataFrame:
-    """Read the rows.
+    """Read the rows into memory.
 
     Raises:
         TrainingDataError: there are none.
     """
-    frame = read_training_set(made)
-    if frame.is_empty():
+    _refuse_none(made.num_rows, model, start=start, end=end)
+    return read_training_set(made)
+
+
+def _refuse_none(num_rows: int, model: Model, *, start: datetime, end: datetime) -> None:
+    if num_rows == 0:
         raise TrainingDataError(
             f"the training set of {model.name} has no rows",
             allowed=f"{model.label_table} has events from {start} to {end}",
             next_step="ingest them, or mend the dates in model.py: `penstock data show "
             f"{model.label_table}`",
         )
-    return frame

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,6 @@ from penstock.training.preprocessing_declarations import PreprocessingPolicy
 from penstock.training.row_blocks import Moments, along, blocks, lanes, moments
 
 Array = npt.NDArray[np.float64]
-Number = TypeVar("Number", np.float32, np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +61,31 @@ class Preprocessing:
             return int(self.projection.components.shape[1])
         return len(self.numeric) + len(self.flagged) + sum(map(len, self.codes.values()))
 
-    def apply(self, features: Array) -> npt.NDArray[np.float32]:
-        """Give the columns that an estimator meets, [n, P].
+    def apply(
+        self, features: Array, *, out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Give the columns that an estimator meets, [n, P], in `out` where that is given.
 
         The arithmetic is float64 and rounds to float32 once, at the end: the ONNX graph does the
-        same, so that a tree meets the same number on both paths.
+        same, so that a tree meets the same number on both paths. Some rows at a time: what lies
+        between stays in the cache.
         """
-        if not (self.flagged or self.codes or self.projection):
-            return self._scaled(features, np.float32)
+        if out is None:
+            out = np.empty((len(features), self.num_columns), dtype=np.float32)
+        is_plain = not (self.flagged or self.codes or self.projection)
+        for block in blocks(len(features)):
+            rows = features[block]
+            out[block] = self._scaled(rows) if is_plain else self._projected(rows)
+        return out
+
+    def _projected(self, features: Array) -> Array:
         columns = self._columns(features)
-        if self.projection is not None:
-            columns = (columns - self.projection.centre) @ self.projection.components
-        return columns.astype(np.float32)
+        if self.projection is None:
+            return columns
+        return (columns - self.projection.centre) @ self.projection.components
 
     def _columns(self, features: Array) -> Array:
-        scaled = self._scaled(features, np.float64)
+        scaled = self._scaled(features)
         if not (self.flagged or self.codes):
             return scaled
         missing = np.isnan(features)
@@ -85,17 +94,13 @@ class Preprocessing:
             parts.append((features[:, [place]] == codes).astype(np.float64))
         return np.hstack(parts)
 
-    def _scaled(self, features: Array, dtype: type[Number]) -> npt.NDArray[Number]:
-        """Fill and scale, some rows at a time: what lies between stays in the cache."""
-        out = np.empty(features.shape, dtype=dtype)
-        where_missing = self.filling - self.means
-        for block in blocks(len(features)):
-            laid = lanes(features[block])
-            centred = laid - along(laid, self.means)
-            np.copyto(centred, along(laid, where_missing), where=np.isnan(centred))
-            np.divide(centred, along(laid, self.scales), out=centred)
-            out[block] = centred.reshape(-1, features.shape[1])
-        return out
+    def _scaled(self, features: Array) -> Array:
+        laid = lanes(features)
+        centred = laid - along(laid, self.means)
+        where_missing = along(laid, self.filling - self.means)
+        np.copyto(centred, where_missing, where=np.isnan(centred))
+        np.divide(centred, along(laid, self.scales), out=centred)
+        return centred.reshape(-1, features.shape[1])
 
     def to_json(self) -> dict[str, Any]:
         """Give what JSON can hold; Python's floats survive it exactly."""

@@ -8,14 +8,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import orjson
-import polars as pl
 
 from penstock.errors import GateRefusedError
-from penstock.features.training_set import (
-    TrainingSet,
-    content_digest,
-    service_digest,
-)
+from penstock.features.training_set import TrainingSet, service_digest
 from penstock.files import write_whole
 from penstock.progress import Progress, silent
 from penstock.settings import Settings
@@ -27,7 +22,8 @@ from penstock.training.estimators import families
 from penstock.training.estimators.base import FitJob, Fitted, Labels, Scaled, Scores
 from penstock.training.folds import Counts, EventTimes, FittedFolds, count_folds, fit_folds
 from penstock.training.metrics import curves, evaluate
-from penstock.training.model_rows import rows_of, tracked_training_set
+from penstock.training.model_rows import source_rows, tracked_training_set
+from penstock.training.row_sources import RowSource
 from penstock.training.run_record import signature, training_facts
 from penstock.training.runs import (
     PATCH_FILE,
@@ -148,12 +144,20 @@ class _Attempt:
             table_versions=self._made_again.table_versions if self._made_again else None,
             progress=self._progress,
         )
-        frame = rows_of(training_set, model, **ends)
-        counts = count_folds(frame, self._model, event_time=training_set.event_time)
+        rows = source_rows(
+            self._settings,
+            training_set,
+            model,
+            self._tracked,
+            **ends,
+            folder=self._folder / "rows",
+            progress=self._progress,
+        )
+        counts = count_folds(rows, self._model, event_time=training_set.event_time)
         self._log_start(training_set, counts)
         self._step(1)
         folds = fit_folds(
-            frame,
+            rows,
             self._model,
             event_time=training_set.event_time,
             feature_names=training_set.feature_names,
@@ -175,13 +179,13 @@ class _Attempt:
         if leak is not None:
             raise GateRefusedError(leak.finding, allowed=leak.allowed, next_step=leak.next_step)
         self._step(3)
-        provenance = self._provenance(frame, folds.scores)
+        provenance = self._provenance(rows, folds.scores)
         run = self._describe(training_set, counts, metrics, drawn, folds.fit_s, provenance)
         self._write(run, training_set, folds, baseline)
         with TemporaryDirectory() as folder:
             self._draw(Path(folder), folds, metrics, run)
         np.save(run_folder(self._settings, run.run_id) / SCORES_FILE, folds.scores)
-        shutil.rmtree(self._checkpoints() / self._tracked.run_id, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
         # Last: a run whose record is there is never begun again.
         file = run_folder(self._settings, run.run_id) / RUN_FILE
         write_whole(file, orjson.dumps(run.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
@@ -212,24 +216,25 @@ class _Attempt:
             }
         )
 
-    def _checkpoints(self) -> Path:
-        return self._settings.storage_path / "checkpoints"
+    @property
+    def _folder(self) -> Path:
+        """What a later attempt goes on from, and what is gone with the last one."""
+        return self._settings.storage_path / "checkpoints" / self._tracked.run_id
 
     def _fit(self, fold: int, scaled: Scaled, labels: Labels, event_times: EventTimes) -> Fitted:
-        folder = self._checkpoints() / self._tracked.run_id
         job = FitJob(
             name=f"fold-{fold}",
-            checkpoints=folder,
+            checkpoints=self._folder,
             import_folders=(self._settings.feature_repo, str(self._settings.feature_repo_path)),
             event_times=event_times,
             label_delay=self._model.split.label_delay,
         )
         return families.fit(self._config, scaled, labels, job)
 
-    def _provenance(self, frame: pl.DataFrame, scores: Scores) -> Provenance:
+    def _provenance(self, rows: RowSource, scores: Scores) -> Provenance:
         settings, model = self._settings, self._model
         found = Provenance(
-            training_set_digest=content_digest(frame),
+            training_set_digest=rows.digest(),
             feature_service_digest=service_digest(settings, model.use_case, model.feature_service),
             code_digest=self._code_digest,
             patch_digest=self._code.patch_digest,

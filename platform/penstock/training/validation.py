@@ -1,6 +1,6 @@
 """Splits examples by time, as the label's delay allows, and refuses what cannot be trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -120,6 +120,18 @@ def to_examples(
             `check_labels` refuses.
     """
     labels = check_labels(frame, label=label, side=side, task=task)
+    features = to_matrix(frame, feature_names=feature_names, side=side)
+    return Examples(features=features, labels=labels, frame=frame)
+
+
+def to_matrix(
+    frame: pl.DataFrame, *, feature_names: Sequence[str], side: str
+) -> npt.NDArray[np.float64]:
+    """Lay features out row by row, [n, F]; NaN is missing.
+
+    Raises:
+        TrainingDataError: a missing or non-numeric column.
+    """
     missing = [name for name in feature_names if name not in frame.columns]
     if missing:
         raise TrainingDataError(
@@ -133,12 +145,8 @@ def to_examples(
                 f"the feature {name!r} is of type {dtype}", allowed="numbers and booleans"
             )
     columns = frame.select(pl.col(n).cast(pl.Float64).fill_null(np.nan) for n in feature_names)
-    return Examples(
-        # Row after row at once: turning columns round afterwards takes six times as long.
-        features=columns.to_numpy(order="c"),
-        labels=labels,
-        frame=frame,
-    )
+    # Row after row at once: turning columns round afterwards takes six times as long.
+    return columns.to_numpy(order="c")
 
 
 def check_labels(

@@ -20,6 +20,7 @@ from penstock.features.training_set import (
 )
 from penstock.scorer import load_scorer
 from penstock.settings import Settings
+from penstock.settings_sections import TrainingSettings
 from penstock.training import bundle
 from penstock.training.code_state import CodeState, code_digest
 from penstock.training.declarations import LeakAlarm, Model
@@ -98,6 +99,32 @@ class TestRun:
         tags = client.get_run(trained.run_id).data.tags
         assert tags["penstock.predictions_digest"] == found.predictions_digest
         assert tags["penstock.feature_service_digest"] == found.feature_service_digest
+
+    @pytest.mark.parametrize("estimator", ["logistic_regression", "mlp"])
+    def test_it_gives_the_same_model_from_rows_that_lie_in_files(
+        self, settings, client, card_fraud_model, estimator
+    ):
+        short = {"num_epochs": 2} if estimator == "mlp" else {}
+        config = card_fraud_model.estimators[estimator].model_copy(update=short)
+        model = card_fraud_model.model_copy(
+            update={"estimators": {estimator: config}, "default_estimator": estimator}
+        )
+        found = {}
+        for place, allowed_bytes in (("memory", None), ("files", 0)):
+            limited = settings.model_copy(
+                update={"training": TrainingSettings(rows_memory_bytes=allowed_bytes)}
+            )
+            run = train(
+                limited, model, estimator=estimator, request_id=f"{estimator}-{place}", code=CODE
+            )
+            told = client.get_run(run.run_id).data.tags["penstock.training_rows_lie_in"]
+            assert told.startswith(f"{place}: ")
+            assert not (settings.storage_path / "checkpoints" / run.run_id).exists()
+            found[place] = run
+        in_memory, in_files = found["memory"], found["files"]
+        assert in_files.metrics == in_memory.metrics
+        for digest in ("training_set_digest", "predictions_digest"):
+            assert getattr(in_files.provenance, digest) == getattr(in_memory.provenance, digest)
 
     def test_its_bundle_holds_its_provenance_and_the_model_as_declared(
         self, settings, trained, card_fraud_model

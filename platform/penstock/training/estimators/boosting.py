@@ -230,13 +230,12 @@ class Family:
 
 def _work(start: Start, parts: Mapping[str, Any]) -> dict[str, Any]:
     """Boost on this worker of Ray Train, from the last checkpoint where there is one."""
-    import ray
 
     from penstock.training.estimators import distributed
 
     config: BoostedTreesEstimator = parts["config"]
     rank, world = distributed.share()
-    scaled, labels = ray.get([parts["scaled"], parts["labels"]])
+    scaled, labels = distributed.rows_of(parts)
     rows = share_of(parts["plan"], scaled, labels, rank=rank, world=world)
 
     def report(losses: dict[str, float], state: Callable[[], State]) -> None:

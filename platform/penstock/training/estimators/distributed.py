@@ -3,8 +3,11 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -15,6 +18,7 @@ from penstock.errors import PenstockError
 from penstock.settings import export_environment
 from penstock.training.estimator_base import DistributedEstimator
 from penstock.training.estimators.base import FitJob, Labels, Scaled
+from penstock.training.mapped_rows import mapped_file
 
 
 def run(
@@ -44,7 +48,7 @@ def run(
         fit = trainer(
             worker,
             train_loop_config={
-                "scaled": ray.put(scaled),
+                "scaled": mapped_file(scaled) or ray.put(scaled),
                 "labels": ray.put(labels),
                 "config": config,
                 "use_gpu": use_gpu,
@@ -74,6 +78,14 @@ def run(
             next_step="read the workers' logs in the Ray dashboard, under Jobs",
         ) from error
     return dict(result.return_value or {})
+
+
+def rows_of(parts: Mapping[str, Any]) -> tuple[Scaled, npt.NDArray[Any]]:
+    """Give the rows and labels that a worker was handed: shared memory, or a file that it maps."""
+    scaled, labels = parts["scaled"], ray.get(parts["labels"])
+    if isinstance(scaled, Path):
+        return np.load(scaled, mmap_mode="r", allow_pickle=False), labels
+    return ray.get(scaled), labels
 
 
 def num_workers(config: DistributedEstimator) -> int | tuple[int, int]:

@@ -24,6 +24,7 @@ from penstock.training.estimators.torch_loop import Divergence, train
 from penstock.training.estimators.torch_placement import Memory, place_rows
 from penstock.training.estimators.torch_rows import Order, Seat, hold
 from penstock.training.estimators.torch_steps import positive_weight
+from penstock.training.mapped_rows import mapped_file
 from penstock.training.torch_declarations import TorchConfig
 
 _DIVERGED = "diverged"
@@ -168,7 +169,7 @@ def _worker(parts: dict[str, Any]) -> dict[str, Any]:
 
     extend_path(parts["import_folders"])
     rank, world = distributed.share()
-    scaled, labels = ray.get([parts["scaled"], parts["labels"]])
+    scaled, labels = distributed.rows_of(parts)
     return _train(
         parts["config"],
         scaled,
@@ -197,7 +198,12 @@ def _train(
         first = plan.held_out.first_validation_row
         validation = inputs[first:], targets[first:]
         inputs, targets = (part[: plan.held_out.num_training_rows] for part in (inputs, targets))
-    placement = place_rows(len(inputs), inputs.shape[1], _memory(seat.device, workers_on_node))
+    placement = place_rows(
+        len(inputs),
+        inputs.shape[1],
+        _memory(seat.device, workers_on_node),
+        is_mapped=mapped_file(scaled) is not None,
+    )
     order = Order(
         num_rows=len(inputs),
         batch_size=config.batch_size,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Where = Literal["on the device", "in host memory"]
+Where = Literal["on the device", "in host memory", "in a file"]
 
 ROW_SHARE = 0.5
 """Of the memory that is free, rows may take this much; the rest is for weights, the optimiser's
@@ -34,11 +34,14 @@ def matrix_bytes(num_rows: int, num_features: int) -> int:
     return num_rows * (num_features + 1) * _NUMBER_BYTES
 
 
-def place_rows(num_rows: int, num_features: int, memory: Memory) -> Placement:
+def place_rows(
+    num_rows: int, num_features: int, memory: Memory, *, is_mapped: bool = False
+) -> Placement:
     """Choose the nearest place to the device in which the rows have room.
 
-    On the device a batch is picked with no copy from the host. In host memory it is picked there,
-    ahead of time, and copied beside the computation.
+    On the device a batch is picked with no copy from the host. In host memory, or in the file that
+    they come in where they are mapped, it is picked ahead of time and copied beside the
+    computation.
     """
     needed = matrix_bytes(num_rows, num_features)
     told = f"{num_rows:,} rows x {num_features} features take {_mb(needed)}"
@@ -49,7 +52,7 @@ def place_rows(num_rows: int, num_features: int, memory: Memory) -> Placement:
             f"{ROW_SHARE:.0%}",
         )
     told += f", more than {ROW_SHARE:.0%} of {_mb(memory.device_bytes)} on {memory.device}"
-    return Placement(where="in host memory", reason=told)
+    return Placement(where="in a file" if is_mapped else "in host memory", reason=told)
 
 
 def _mb(num_bytes: int) -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _BATCHES_AHEAD = 3
+_ROWS_PER_BLOCK = 1 << 10
+_BLOCKS_PER_WINDOW = 1 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,13 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """In which order epochs go through rows: the same on every worker, another each epoch."""
+    """In which order epochs go through rows: the same on every worker, another each epoch.
+
+    Up to a million rows are shuffled as one. More go in windows of a million: each is put together
+    of a thousand blocks from all over, and shuffled in itself. So a window of rows that lie in a
+    file is read in long stretches. It depends on the number of rows alone, so that a run's steps
+    are the same wherever its rows lie.
+    """
 
     num_rows: int
     batch_size: int
@@ -83,7 +91,7 @@ class Order:
     def epoch(self, epoch: int) -> Tensor:
         """Give the numbers of the rows, one batch after the other."""
         generator = torch.Generator().manual_seed(self.seed + 7_919 * epoch)
-        shuffled = torch.randperm(self.num_rows, generator=generator)
+        shuffled = _shuffled(self.num_rows, generator)
         if self.positives is None:
             return shuffled
         half = self.num_rows // 2
@@ -93,6 +101,22 @@ class Order:
             (members,) = side.nonzero(as_tuple=True)
             drawn.append(members[torch.randint(len(members), (num_drawn,), generator=generator)])
         return torch.cat(drawn)[shuffled]
+
+
+def _shuffled(num_rows: int, generator: torch.Generator) -> Tensor:
+    if num_rows <= _ROWS_PER_BLOCK * _BLOCKS_PER_WINDOW:
+        return torch.randperm(num_rows, generator=generator)
+    num_blocks = -(-num_rows // _ROWS_PER_BLOCK)
+    chosen = torch.randperm(num_blocks, generator=generator)
+    in_block = torch.arange(_ROWS_PER_BLOCK)
+    windows = []
+    for start in range(0, num_blocks, _BLOCKS_PER_WINDOW):
+        starts = chosen[start : start + _BLOCKS_PER_WINDOW, None] * _ROWS_PER_BLOCK
+        window = (starts + in_block).reshape(-1)
+        # The last block may be shorter.
+        window = window[window < num_rows]
+        windows.append(window[torch.randperm(len(window), generator=generator)])
+    return torch.cat(windows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +172,7 @@ class _Copy(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class HostRows(_Shares):
-    """Rows in host memory: picked some batches ahead, and copied while the device computes."""
+    """Rows in host memory or a mapped file: picked ahead, copied while the device computes."""
 
     inputs: Tensor
     targets: Tensor
@@ -194,7 +218,7 @@ class HostRows(_Shares):
 
 
 def hold(
-    where: Literal["on the device", "in host memory"],
+    where: Literal["on the device", "in host memory", "in a file"],
     inputs: Tensor,
     targets: Tensor,
     *,
@@ -202,7 +226,7 @@ def hold(
     seat: Seat,
 ) -> Rows:
     """Hold rows where the planner says."""
-    if where == "in host memory":
-        return HostRows(inputs=inputs, targets=targets, order=order, seat=seat)
-    on_device = (inputs.to(seat.device), targets.to(seat.device))
-    return DeviceRows(inputs=on_device[0], targets=on_device[1], order=order, seat=seat)
+    if where == "on the device":
+        on_device = (inputs.to(seat.device), targets.to(seat.device))
+        return DeviceRows(inputs=on_device[0], targets=on_device[1], order=order, seat=seat)
+    return HostRows(inputs=inputs, targets=targets, order=order, seat=seat)

@@ -18,3 +18,9 @@ def test_rows_that_leave_no_room_for_the_net_stay_in_host_memory():
     placed = place_rows(781_251, 15, memory)
     assert placed.where == "in host memory"
     assert "more than 50% of 100.0 MB on NVIDIA H200" in placed.reason
+
+
+def test_mapped_rows_that_have_no_room_stay_in_their_file():
+    memory = Memory(device="cpu", device_bytes=100 * 10**6)
+    assert place_rows(781_251, 15, memory, is_mapped=True).where == "in a file"
+    assert place_rows(781_250, 15, memory, is_mapped=True).where == "on the device"

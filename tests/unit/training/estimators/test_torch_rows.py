@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.training.estimators import torch_rows
 from penstock.training.estimators.torch_rows import Order, Seat, hold
 
 ROWS = st.integers(1, 60)
@@ -27,6 +28,24 @@ class TestOrder:
         order = Order(num_rows=num_rows, batch_size=4)
         assert sorted(numbers_of(order)) == list(range(num_rows))
 
+    def test_more_rows_than_are_shuffled_as_one_come_once_and_a_window_from_few_stretches(
+        self, monkeypatch
+    ):
+        monkeypatch.setattr(torch_rows, "_ROWS_PER_BLOCK", 32)
+        monkeypatch.setattr(torch_rows, "_BLOCKS_PER_WINDOW", 64)
+        num_rows, window = 32 * 64 * 3 + 5, 32 * 64
+        order = Order(num_rows=num_rows, batch_size=256)
+        first = order.epoch(0)
+        assert sorted(first.tolist()) == list(range(num_rows))
+        assert torch.equal(first, order.epoch(0))
+        assert not torch.equal(first, order.epoch(1))
+        # Of a file few stretches are read for one window, from all over it, and no batch of it
+        # comes from one stretch alone.
+        blocks = first[:window] // 32
+        assert len(blocks.unique()) in (64, 65)
+        assert blocks.max() > 128
+        assert len(blocks[:256].unique()) > 50
+
     def test_balanced_draws_are_half_positive_and_mixed(self):
         positives = torch.arange(1000) % 50 == 0
         drawn = Order(num_rows=1000, batch_size=10, positives=positives).epoch(0)
@@ -35,7 +54,7 @@ class TestOrder:
         assert all(0 < int(positives[part].sum()) < 100 for part in drawn.split(100))
 
 
-@pytest.mark.parametrize("where", ["on the device", "in host memory"])
+@pytest.mark.parametrize("where", ["on the device", "in host memory", "in a file"])
 class TestBatches:
     @settings(deadline=None, max_examples=30)
     @given(num_rows=ROWS, batch_size=st.integers(1, 20), world=st.integers(1, 4))

@@ -1,0 +1,92 @@
+"""The sections of the settings, each with its defaults."""
+
+import re
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from penstock.records import Record
+
+_REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d+(,[^\s,:=@/]+:\d+)*(,\w+=[^,]*)*")
+
+
+class StorageSettings(Record):
+    """Where tables, model versions and the embedded databases live."""
+
+    root: str = ".penstock"
+    """A folder (relative: to the project's root), on a cluster one that every node shares."""
+
+
+class RaySettings(Record):
+    """The Ray that work runs on."""
+
+    address: str | None = None
+    """A dashboard URL of another Ray, e.g. `http://head:8265`; None: the one of `penstock up`."""
+    token_path: str | None = None
+    """A file that holds the token of `address`; None: Ray's own places for one."""
+    num_logical_cpus: int = Field(default=8, ge=1)
+    """Slots for tasks and replicas of a local Ray; more than the cores, so nothing starves."""
+    object_store_memory_bytes: int = Field(default=1 << 30, ge=80 << 20)
+    gcs_port: int = Field(default=6390, ge=1024, le=65535)
+    dashboard_port: int = Field(default=8265, ge=1024, le=65535)
+    metrics_port: int = Field(default=8290, ge=1024, le=65535)
+
+    @field_validator("address")
+    @classmethod
+    def _is_a_dashboard(cls, address: str | None) -> str | None:
+        allowed = "the URL of a Ray dashboard, e.g. http://127.0.0.1:8265"
+        if address is not None:
+            try:
+                parts = urlsplit(address)
+                is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+                _ = parts.port
+            except ValueError:
+                is_url = False
+            if not is_url:
+                raise ValueError(allowed)
+        return address
+
+
+class FeatureStoreSettings(Record):
+    """Feast's registry and online store."""
+
+    registry_url: SecretStr = SecretStr("")
+    online_store: Literal["sqlite", "redis"] = "sqlite"
+    redis: SecretStr = SecretStr("")
+    """`host:port[,password=…]` as Feast writes it; needed where online_store is redis."""
+    join_memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    """What a point-in-time join may take in one process; larger ones are spread over tasks."""
+
+    @field_validator("redis")
+    @classmethod
+    def _is_in_feasts_form(cls, redis: SecretStr) -> SecretStr:
+        given = redis.get_secret_value()
+        if given and not _REDIS_ADDRESS.fullmatch(given):
+            raise ValueError("host:port[,host:port…][,key=value…]; a password holds no comma")
+        return redis
+
+
+class TrainingSettings(Record):
+    """The process that trains."""
+
+    rows_memory_bytes: int | None = Field(default=None, ge=0)
+    """What rows may take in it, more lie in files; None: half of what is free."""
+
+
+class TrackingSettings(Record):
+    """MLflow's tracking server or database."""
+
+    uri: SecretStr = SecretStr("")
+
+
+class ServingSettings(Record):
+    """Serve's HTTP ingress."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1024, le=65535)
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    log_predictions: bool = True
+    """Whether replicas log each prediction with the features that it was made from."""
+    prediction_log_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    """What one replica's log may hold before it is collected; then predictions are left out."""
