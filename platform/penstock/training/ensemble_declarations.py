@@ -17,7 +17,7 @@ class Member(Record):
     estimator: SingleEstimator
     preprocessing: PreprocessingPolicy = PreprocessingPolicy(scaling="none")
     """What becomes of the model's own prepared columns once more, for this member alone."""
-    weight: float = Field(gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Its share in the score, beside the others'."""
 
 
