@@ -3,7 +3,9 @@
 import html
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -78,16 +80,47 @@ def _draw_history(tuning: Tuning, file: Path) -> None:
     figure.savefig(file, dpi=_DPI)
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """One estimator's parameters, and the trials that have them."""
+
+    name: str
+    axes: Sequence[Axis]
+    trials: Sequence[TrialSummary]
+
+
+def _panels(tuning: Tuning, axes: Sequence[Axis]) -> list[_Panel]:
+    """Give a panel for each estimator that was searched: side by side nobody could read them."""
+    own: dict[str, list[Axis]] = {}
+    for axis in axes:
+        estimator, _, name = axis.name.rpartition(".")
+        own.setdefault(estimator, []).append(axis.model_copy(update={"name": name}))
+    trials = _by_value(tuning)
+    return [
+        _Panel(name, found, [trial for trial in trials if name in ("", trial.estimator)])
+        for name, found in own.items()
+    ]
+
+
 def _draw_parallel(tuning: Tuning, axes: Sequence[Axis], file: Path) -> None:
-    figure = Figure(figsize=(max(1.6 * (len(axes) + 1), 7.0), 4.5), layout="constrained")
+    panels = _panels(tuning, axes)
+    most = max(len(panel.axes) for panel in panels)
+    height = 0.5 + (4.0 if len(panels) == 1 else 2.6 * len(panels))
+    figure = Figure(figsize=(max(1.6 * (most + 1), 7.0), height), layout="constrained")
     FigureCanvasAgg(figure)
-    plot = figure.add_subplot()
+    figure.suptitle(f"{tuning.model}: parameters and {tuning.metric}; grey: given up early")
+    for plot, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        _draw_panel(plot, panel, tuning)
+    figure.savefig(file, dpi=_DPI)
+
+
+def _draw_panel(plot: Any, panel: _Panel, tuning: Tuning) -> None:
     low, high = _span(tuning)
     shades = colormaps[_COLORS]
     norm = Normalize(low, high)
     # The best ones last, so that they lie on top.
-    for trial in _by_value(tuning):
-        places = [*(place_on(axis, trial) for axis in axes), norm(trial.value or 0.0)]
+    for trial in panel.trials:
+        places = [*(place_on(axis, trial) for axis in panel.axes), norm(trial.value or 0.0)]
         known = [(x, y) for x, y in enumerate(places) if y is not None]
         is_best = trial.number == tuning.best
         plot.plot(
@@ -97,33 +130,21 @@ def _draw_parallel(tuning: Tuning, axes: Sequence[Axis], file: Path) -> None:
             linewidth=3.0 if is_best else 1.0,
             alpha=1.0 if is_best else 0.7,
         )
-    for x, axis in enumerate(axes):
-        plot.axvline(x, color="0.3", linewidth=0.8)
-        for place, text in _ticks(axis):
-            plot.annotate(
-                text, (x, place), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
-            )
-    plot.axvline(len(axes), color="0.3", linewidth=0.8)
-    for value in (low, high):
+    marks = [(x, place, text) for x, axis in enumerate(panel.axes) for place, text in _ticks(axis)]
+    marks += [(len(panel.axes), norm(value), f"{value:.4g}") for value in (low, high)]
+    for x, place, text in marks:
         plot.annotate(
-            f"{value:.4g}",
-            (len(axes), norm(value)),
-            xytext=(3, 0),
-            textcoords="offset points",
-            fontsize=7,
-            va="center",
+            text, (x, place), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
         )
-    names = [*(axis.name.replace(".", "\n", 1) for axis in axes), tuning.metric]
+    for x in range(len(panel.axes) + 1):
+        plot.axvline(x, color="0.3", linewidth=0.8)
+    names = [*(axis.name for axis in panel.axes), tuning.metric]
     plot.set_xticks(range(len(names)), [name.replace("_", "_\n", 1) for name in names], fontsize=8)
     plot.set_yticks([])
-    plot.set(
-        title=f"{tuning.model}: parameters and {tuning.metric}; grey: given up early",
-        xlim=(-0.1, len(axes) + 0.4),
-        ylim=(-0.05, 1.05),
-    )
+    plot.set(xlim=(-0.1, len(panel.axes) + 0.4), ylim=(-0.05, 1.05))
+    plot.set_title(panel.name, loc="left", fontsize=9, fontweight="bold")
     for side in plot.spines.values():
         side.set_visible(False)
-    figure.savefig(file, dpi=_DPI)
 
 
 def _by_value(tuning: Tuning) -> list[TrialSummary]:
@@ -176,8 +197,17 @@ def page(tuning: Tuning, axes: Sequence[Axis]) -> str:
 
 
 def _parallel_svg(tuning: Tuning, axes: Sequence[Axis]) -> str:
-    width, height, top, side = 1000, 360, 40, 60
-    gap = (width - 2 * side) / max(len(axes), 1)
+    parts = []
+    for panel in _panels(tuning, axes):
+        if panel.name:
+            parts.append(f"<h3>{html.escape(panel.name)}</h3>")
+        parts.append(_panel_svg(panel, tuning))
+    return "".join(parts)
+
+
+def _panel_svg(panel: _Panel, tuning: Tuning) -> str:
+    width, height, top, side = 1000, 320, 40, 70
+    gap = (width - 2 * side) / max(len(panel.axes), 1)
     low, high = _span(tuning)
     value_axis = Axis(name=tuning.metric, low=low, high=high)
 
@@ -185,7 +215,7 @@ def _parallel_svg(tuning: Tuning, axes: Sequence[Axis]) -> str:
         return f"{side + number * gap:.1f},{height - top - place * (height - 2 * top):.1f}"
 
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img">']
-    for number, axis in enumerate([*axes, value_axis]):
+    for number, axis in enumerate([*panel.axes, value_axis]):
         x = side + number * gap
         parts.append(
             f'<line class="axis" x1="{x}" x2="{x}" y1="{top}" y2="{height - top}"/>'
@@ -194,9 +224,9 @@ def _parallel_svg(tuning: Tuning, axes: Sequence[Axis]) -> str:
         for place, text in _ticks(axis):
             px, py = at(number, place).split(",")
             parts.append(f'<text x="{float(px) + 4:.1f}" y="{py}">{html.escape(text)}</text>')
-    for trial in _by_value(tuning):
+    for trial in panel.trials:
         place = ((trial.value or 0.0) - low) / (high - low)
-        crossings = [*(place_on(axis, trial) for axis in axes), place]
+        crossings = [*(place_on(axis, trial) for axis in panel.axes), place]
         points = " ".join(at(n, p) for n, p in enumerate(crossings) if p is not None)
         best = " best" if trial.number == tuning.best else ""
         parts.append(

@@ -119,13 +119,13 @@ def _deviation(trial: Trial, metric: str) -> float | None:
 
 
 def axes(searches: Mapping[str, Search]) -> list[Axis]:
-    """Give an axis for each searched field; of several estimators first the one that was taken."""
+    """Give an axis for each searched field; of several estimators with the estimator's name."""
     several = len(searches) > 1
-    found = [Axis(name="estimator", options=tuple(searches))] if several else []
-    for estimator, search in searches.items():
-        for field, dimension in search.dimensions.items():
-            found.append(_axis(f"{estimator}.{field}" if several else field, dimension))
-    return found
+    return [
+        _axis(f"{estimator}.{field}" if several else field, dimension)
+        for estimator, search in searches.items()
+        for field, dimension in search.dimensions.items()
+    ]
 
 
 def _axis(name: str, dimension: Ints | Floats | Choice) -> Axis:
@@ -151,12 +151,9 @@ def place_on(axis: Axis, trial: TrialSummary) -> float | None:
     import math
 
     estimator, _, field = axis.name.rpartition(".")
-    if axis.name == "estimator":
-        value: Any = trial.estimator
-    elif field not in trial.params or estimator not in ("", trial.estimator):
+    if field not in trial.params or estimator not in ("", trial.estimator):
         return None
-    else:
-        value = trial.params[field]
+    value = trial.params[field]
     if axis.options is not None:
         return axis.options.index(as_text(value)) / max(len(axis.options) - 1, 1)
     low, high = axis.low or 0.0, axis.high or 0.0
