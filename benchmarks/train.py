@@ -208,8 +208,7 @@ def write_training_set(folder: Path, rng, names: tuple[str, ...], num_rows: int)
         pq.write_table(
             data.to_arrow(),
             folder / f"data-{number:05}.parquet",
-            compression="zstd",
-            compression_level=1,
+            compression="lz4",
             row_group_size=1 << 18,
             write_page_checksum=True,
         )

@@ -341,8 +341,8 @@ class _Sink:
         pq.write_table(
             data.to_arrow(compat_level=pl.CompatLevel.oldest()),
             unfinished,
-            compression="zstd",
-            compression_level=1,
+            # Read by every fit, written once: a tenth larger than zstd, read in half the time.
+            compression="lz4",
             row_group_size=_ROWS_PER_GROUP,
             # Without it most flipped bits are read back as other numbers, with no error.
             write_page_checksum=True,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from penstock.errors import TrainingDataError, unknown_name
 from penstock.training.preprocessing_declarations import PreprocessingPolicy
-from penstock.training.row_blocks import Moments, along, blocks, lanes, moments
+from penstock.training.row_blocks import Moments, along, each_block, lanes, moments
 
 Array = npt.NDArray[np.float64]
 
@@ -70,13 +70,15 @@ class Preprocessing:
         same, so that a tree meets the same number on both paths. Some rows at a time: what lies
         between stays in the cache.
         """
-        if out is None:
-            out = np.empty((len(features), self.num_columns), dtype=np.float32)
+        into = np.empty((len(features), self.num_columns), np.float32) if out is None else out
         is_plain = not (self.flagged or self.codes or self.projection)
-        for block in blocks(len(features)):
+
+        def fill(block: slice) -> None:
             rows = features[block]
-            out[block] = self._scaled(rows) if is_plain else self._projected(rows)
-        return out
+            into[block] = self._scaled(rows) if is_plain else self._projected(rows)
+
+        each_block(len(features), fill)
+        return into
 
     def _projected(self, features: Array) -> Array:
         columns = self._columns(features)

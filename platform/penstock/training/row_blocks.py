@@ -1,9 +1,11 @@
 """Passes over many rows, as many at a time as the cache holds."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 ROWS_PER_BLOCK = 1 << 15
 _ROWS_PER_LANE = 64
+_MOST_THREADS = 8
+ResultT = TypeVar("ResultT")
 
 
 def blocks(num_rows: int) -> Iterator[slice]:
@@ -19,6 +23,19 @@ def blocks(num_rows: int) -> Iterator[slice]:
     for start, end in pairwise([*range(0, whole, ROWS_PER_BLOCK), whole, num_rows]):
         if start < end:
             yield slice(start, end)
+
+
+def each_block(num_rows: int, work: Callable[[slice], ResultT]) -> list[ResultT]:
+    """Do the work on each block, as many at a time as there are cores; results in the rows' order.
+
+    numpy lets other threads run while it computes.
+    """
+    found = list(blocks(num_rows))
+    num_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, len(found))
+    if num_threads <= 1:
+        return [work(block) for block in found]
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="rows") as threads:
+        return list(threads.map(work, found))
 
 
 def lanes(rows: Array) -> Array:
@@ -55,7 +72,7 @@ def moments(rows: Array) -> Moments:
     rest, and put together as Chan, Golub and LeVeque do (1979, "Updating Formulae").
     """
     start = _a_value_of_each(rows)
-    found = [_sums(rows[block], start) for block in blocks(len(rows))]
+    found = each_block(len(rows), lambda block: _sums(rows[block], start))
     counts, sums, squares = (np.stack(parts) for parts in zip(*found, strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):
         total = counts.sum(axis=0)

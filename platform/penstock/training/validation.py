@@ -188,11 +188,9 @@ def check_labels(
             allowed="numbers" if task == "regression" else "0 and 1, or true and false",
         )
     numbers = column.cast(pl.Float64)
-    values = numbers.unique().sort().head(_MAX_SHOWN).to_list()
-    shown = ", ".join(f"{value:g}" for value in values)
-    if task != "regression" and not set(values) <= {0.0, 1.0}:
+    if task != "regression" and not ((numbers == 0) | (numbers == 1)).all():
         raise TrainingDataError(
-            f"the label {label!r} takes the values {shown}",
+            f"the label {label!r} takes the values {_values(numbers)}",
             allowed="0 and 1",
             next_step="for a number as label, declare estimators and metrics of regression",
         )
@@ -202,13 +200,18 @@ def check_labels(
             "numbers",
             allowed="finite numbers",
         )
-    if len(values) < 2:
+    if numbers.min() == numbers.max():
         raise TrainingDataError(
-            f"every label {label!r} of the {side} split is {shown}",
+            f"every label {label!r} of the {side} split is {_values(numbers)}",
             allowed=_AT_LEAST[task],
             next_step="widen the split's dates in model.py",
         )
     return (numbers if task == "regression" else column.cast(pl.Int8)).to_numpy()
+
+
+def _values(numbers: pl.Series) -> str:
+    values = numbers.unique().sort().head(_MAX_SHOWN).to_list()
+    return ", ".join(f"{value:g}" for value in values)
 
 
 @dataclass(frozen=True, kw_only=True)
