@@ -97,8 +97,9 @@ def num_workers(config: DistributedEstimator) -> int | tuple[int, int]:
 
 def _controller_environment(*, num_nodes: int) -> dict[str, str | None]:
     return {
-        # Every fit ends on a tick of the controller's health check, 2 s apart by default.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # Every fit ends on a tick of the controller's health check, 2 s apart by default; each tick
+        # takes some milliseconds from the workers of a small machine.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         # One node has nothing that could be preempted without the driver; the watcher is one more
         # process to start, and warns of itself (ray#53727).
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if num_nodes == 1 else "1",
