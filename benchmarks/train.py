@@ -157,7 +157,8 @@ def into_tensors(num_rows: int, repeat: int) -> dict[str, float]:
 
     from penstock.features.training_set import TrainingSet, read_training_set
     from penstock.training import preprocessing
-    from penstock.training.validation import to_examples
+    from penstock.training.row_sources import HeldRows
+    from penstock.training.validation import check_labels
 
     names = tuple(f"f{number}" for number in range(15))
     rng = np.random.default_rng(0)
@@ -167,10 +168,12 @@ def into_tensors(num_rows: int, repeat: int) -> dict[str, float]:
         for _ in range(repeat):
             start = time.perf_counter()
             frame = read_training_set(training_set)
-            rows = to_examples(frame, feature_names=names, label="label", side="training")
-            scaling = preprocessing.fit(rows.features, feature_names=names)
-            inputs = torch.from_numpy(scaling.apply(rows.features))
-            targets = torch.from_numpy(rows.labels.astype(np.float32))
+            labels = check_labels(frame, label="label", side="training")
+            rows = HeldRows(frame)
+            features = rows.matrix(frame, feature_names=names, side="training")
+            scaling = preprocessing.fit(features, feature_names=names)
+            inputs = torch.from_numpy(rows.scaled(scaling, features))
+            targets = torch.from_numpy(labels.astype(np.float32))
             took_s.append(time.perf_counter() - start)
             assert inputs.shape == (num_rows, 15)
             assert targets.sum() == frame.select(pl.col("label").sum()).item()
