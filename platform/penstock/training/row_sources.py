@@ -5,6 +5,7 @@ it is asked for, and counts against nobody. So whatever fits into memory whole a
 that do not, on the very same numbers.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,10 @@ class RowSource(Protocol):
         """Give the content's digest."""
         ...
 
+    def release(self) -> None:
+        """Give back what matrices took, once nobody uses them any more."""
+        ...
+
 
 @dataclass(frozen=True)
 class HeldRows:
@@ -122,6 +127,9 @@ class HeldRows:
         """Give the frame's."""
         return content_digest(self.light)
 
+    def release(self) -> None:
+        """Memory goes with its last user."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FiledRows:
@@ -129,7 +137,7 @@ class FiledRows:
 
     training_set: TrainingSet
     folder: Path
-    """Its own, one that every worker sees; whoever made it removes it."""
+    """Its own, one that every worker sees."""
     light: pl.DataFrame
     progress: Progress = silent
 
@@ -198,6 +206,10 @@ class FiledRows:
     def digest(self) -> str:
         """Give the set's, a column in memory at a time."""
         return stored_digest(self.training_set)
+
+    def release(self) -> None:
+        """Remove the files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def source_of(rows: pl.DataFrame | RowSource) -> RowSource:

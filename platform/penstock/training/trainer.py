@@ -156,14 +156,18 @@ class _Attempt:
         counts = count_folds(rows, self._model, event_time=training_set.event_time)
         self._log_start(training_set, counts)
         self._step(1)
-        folds = fit_folds(
-            rows,
-            self._model,
-            event_time=training_set.event_time,
-            feature_names=training_set.feature_names,
-            fit=self._fit,
-            progress=self._progress,
-        )
+        try:
+            folds = fit_folds(
+                rows,
+                self._model,
+                event_time=training_set.event_time,
+                feature_names=training_set.feature_names,
+                fit=self._fit,
+                progress=self._progress,
+            )
+        finally:
+            # What a kill leaves is replaced by the next attempt.
+            rows.release()
         self._step(2)
         self._tracked.log_history(folds.fitted.history)
         self._tracked.log_params(folds.fitted.facts)

@@ -87,6 +87,13 @@ class TestFiledRows:
         np.testing.assert_array_equal(first, before)
         assert len(second) == 20
 
+    def test_what_is_released_leaves_nothing_on_the_disk(self, both):
+        filed = both[1]
+        filed.matrix(filed.light, feature_names=FEATURES, side="training")
+        assert list(filed.folder.iterdir())
+        filed.release()
+        assert not filed.folder.exists()
+
     def test_its_digest_and_its_counts_are_the_frames(self, both):
         held, filed = both
         assert held.digest() == filed.digest()

@@ -9,6 +9,7 @@ import ray
 from penstock.training.declarations import LightGBM, TorchMLP, XGBoost
 from penstock.training.estimators import distributed, lightgbm_trees, torch_nets, xgboost_trees
 from penstock.training.estimators.base import FitJob
+from penstock.training.mapped_rows import make_mapped
 
 pytestmark = pytest.mark.ray
 
@@ -84,10 +85,14 @@ def test_an_elastic_training_asks_for_between_the_fewest_and_the_most_workers():
     assert distributed.num_workers(XGBoost(num_workers=3)) == 3
 
 
-def test_a_net_of_two_workers_takes_the_steps_of_one(connected, rows, job, unexported):
+def test_a_net_of_two_workers_that_map_a_file_takes_the_steps_of_one(
+    connected, rows, job, unexported
+):
     scaled, labels = rows
     config = TorchMLP(num_workers=2, num_epochs=2, batch_size=64, learning_rate=1e-2)
-    shared = torch_nets.fit(config, scaled, labels, job)
+    mapped = make_mapped(job.checkpoints / "rows" / "scaled.npy", *scaled.shape, np.float32)
+    mapped[:] = scaled
+    shared = torch_nets.fit(config, mapped, labels, job)
     alone = torch_nets.fit_here(config, scaled, labels, job)
     losses = [[epoch["train_loss"] for epoch in fitted.history] for fitted in (shared, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
