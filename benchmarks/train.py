@@ -155,9 +155,9 @@ def into_tensors(num_rows: int, repeat: int) -> dict[str, float]:
     import polars as pl
     import torch
 
-    from penstock.features.training_set import TrainingSet, read_training_set
+    from penstock.features.training_set import TrainingSet
     from penstock.training import preprocessing
-    from penstock.training.row_sources import HeldRows
+    from penstock.training.row_sources import PieceRows
     from penstock.training.validation import check_labels
 
     names = tuple(f"f{number}" for number in range(15))
@@ -167,16 +167,15 @@ def into_tensors(num_rows: int, repeat: int) -> dict[str, float]:
         took_s = []
         for _ in range(repeat):
             start = time.perf_counter()
-            frame = read_training_set(training_set)
-            labels = check_labels(frame, label="label", side="training")
-            rows = HeldRows(frame)
-            features = rows.matrix(frame, feature_names=names, side="training")
+            rows = PieceRows.open(training_set, None, groups=[])
+            labels = check_labels(rows.light, label="label", side="training")
+            features = rows.matrix(rows.light, feature_names=names, side="training")
             scaling = preprocessing.fit(features, feature_names=names)
             inputs = torch.from_numpy(rows.scaled(scaling, features))
             targets = torch.from_numpy(labels.astype(np.float32))
             took_s.append(time.perf_counter() - start)
             assert inputs.shape == (num_rows, 15)
-            assert targets.sum() == frame.select(pl.col("label").sum()).item()
+            assert targets.sum() == rows.light.select(pl.col("label").sum()).item()
     assert isinstance(training_set, TrainingSet)
     rate = num_rows / statistics.median(took_s)
     print(f"training set to tensors: {num_rows:,} rows x 15 in {statistics.median(took_s):.2f} s")

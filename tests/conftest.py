@@ -38,7 +38,8 @@ def _needs_ray(item: pytest.Item) -> bool:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Take the Ray down behind the last test of its group: idle, it is a sixth of a core."""
-    is_in_group = hasattr(item.config, "workerinput")
+    # Only where one process has all tests that need it, one behind the other.
+    is_in_group = hasattr(item.config, "workerinput") and item.config.option.loadgroup
     if is_in_group and nextitem is not None and _needs_ray(item) and not _needs_ray(nextitem):
         local.down(item.session.stash[_SETTINGS])
 

@@ -18,11 +18,11 @@ import numpy as np, polars as pl
 import penstock.training.folds
 from penstock.features.training_set import TrainingSet, read_training_set
 from penstock.training import preprocessing
-from penstock.training.row_sources import FiledRows, HeldRows
+from penstock.training.row_sources import HeldRows, PieceRows
 
 made = TrainingSet.model_validate_json(Path(sys.argv[1]).read_bytes())
 if sys.argv[2] == "files":
-    rows = FiledRows.open(made, Path(sys.argv[3]), groups=[])
+    rows = PieceRows.open(made, Path(sys.argv[3]), groups=[])
 else:
     rows = HeldRows(read_training_set(made))
 light = rows.light.sort(made.event_time)

@@ -1,7 +1,11 @@
 """A training set for whoever cannot hold it: some rows at a time, or some columns of all rows."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,47 +20,95 @@ from penstock.features.training_set import (
     files_of,
 )
 
+_MOST_THREADS = 8
+ResultT = TypeVar("ResultT")
 
-def pieces(
-    training_set: TrainingSet, columns: Sequence[str] | None = None
-) -> Iterator[pl.DataFrame]:
-    """Give the rows in their order, a row group at a time; page checksums are verified.
+
+@dataclass(frozen=True, kw_only=True)
+class _RowGroup:
+    file: Path
+    number: int
+    """Among those of its file."""
+    start: int
+    """The number of its first row in the set."""
+    num_rows: int
+
+
+def each_piece(
+    training_set: TrainingSet,
+    work: Callable[[int, pl.DataFrame], ResultT],
+    *,
+    columns: Sequence[str] | None = None,
+    numbers: npt.NDArray[np.integer] | None = None,
+) -> Iterator[ResultT]:
+    """Do the work on a row group at a time, on as many at once as there are cores.
 
     Args:
-        training_set: what to read.
-        columns: which; None: all.
+        training_set: what to read; page checksums are verified.
+        work: takes the number of a piece's first row, and its rows; runs on any thread.
+        columns: which to read; None: all.
+        numbers: of the rows that are asked for, ascending; pieces without one are not read. None:
+            all rows.
+
+    Returns:
+        What came out of each piece, in the set's order.
 
     Raises:
         IntegrityError: a file is gone, damaged, or not the one that was written.
     """
-    num_rows = 0
+
+    def on(group: _RowGroup) -> ResultT:
+        return work(group.start, _read(training_set, group, columns))
+
+    groups = [group for group in _row_groups(training_set) if _holds_any(group, numbers)]
+    num_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="pieces") as threads:
+        yield from threads.map(on, groups)
+
+
+def _row_groups(training_set: TrainingSet) -> list[_RowGroup]:
+    found, start = [], 0
     for file in files_of(training_set):
-        for table in _groups(training_set, file, columns):
-            piece = pl.DataFrame(pl.from_arrow(table))
-            num_rows += piece.height
-            yield piece
-    if num_rows != training_set.num_rows:
-        raise damaged(training_set, f"{num_rows:,} of {training_set.num_rows:,} rows are there")
+        try:
+            footer = pq.read_metadata(file)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise damaged(training_set, str(error)) from error
+        for number in range(footer.num_row_groups):
+            num_rows = footer.row_group(number).num_rows
+            found.append(_RowGroup(file=file, number=number, start=start, num_rows=num_rows))
+            start += num_rows
+    if start != training_set.num_rows:
+        raise damaged(training_set, f"{start:,} of {training_set.num_rows:,} rows are there")
+    return found
 
 
-def _groups(
-    training_set: TrainingSet, file: Path, columns: Sequence[str] | None
-) -> Iterator[pa.Table]:
+def _holds_any(group: _RowGroup, numbers: npt.NDArray[np.integer] | None) -> bool:
+    if numbers is None:
+        return True
+    first, last = np.searchsorted(numbers, (group.start, group.start + group.num_rows))
+    return bool(first < last)
+
+
+def _read(
+    training_set: TrainingSet, group: _RowGroup, columns: Sequence[str] | None
+) -> pl.DataFrame:
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as stored:
-            for number in range(stored.num_row_groups):
-                yield stored.read_row_group(number, columns=list(columns) if columns else None)
+        with pq.ParquetFile(group.file, page_checksum_verification=True) as stored:
+            names = list(columns) if columns else None
+            table = stored.read_row_group(group.number, columns=names, use_threads=False)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise damaged(training_set, str(error)) from error
+    return pl.DataFrame(pl.from_arrow(table))
 
 
 def read_columns(training_set: TrainingSet, columns: Sequence[str]) -> pl.DataFrame:
     """Read some columns of all rows.
 
     Raises:
-        IntegrityError: as `pieces`.
+        IntegrityError: as `each_piece`.
     """
-    return pl.concat(list(pieces(training_set, columns))).select(columns)
+    found = each_piece(training_set, lambda _start, piece: piece, columns=columns)
+    return pl.concat(list(found)).select(columns)
 
 
 def take_rows(
@@ -67,14 +119,17 @@ def take_rows(
     """Read the rows of these numbers, from 0, in the order that they are named in.
 
     Raises:
-        IntegrityError: as `pieces`.
+        IntegrityError: as `each_piece`.
     """
     ascending = np.sort(numbers)
-    found, start = [], 0
-    for piece in pieces(training_set, columns):
+
+    def pick(start: int, piece: pl.DataFrame) -> pl.DataFrame:
         first, last = np.searchsorted(ascending, (start, start + piece.height))
-        found.append(piece[ascending[first:last] - start])
-        start += piece.height
+        return piece[ascending[first:last] - start]
+
+    # No rows still have columns.
+    asked = ascending if len(ascending) else None
+    found = list(each_piece(training_set, pick, columns=columns, numbers=asked))
     # Where each of them stands among the ascending ones.
     places = np.empty(len(numbers), dtype=np.int64)
     places[np.argsort(numbers, kind="stable")] = np.arange(len(numbers))
@@ -85,7 +140,7 @@ def stored_digest(training_set: TrainingSet) -> str:
     """Give the `content_digest` of all rows, a column in memory at a time.
 
     Raises:
-        IntegrityError: as `pieces`.
+        IntegrityError: as `each_piece`.
     """
     return columns_digest(
         read_columns(training_set, [name]).to_series() for name in column_names(training_set)

@@ -18,7 +18,7 @@ from penstock.features.training_set_pieces import column_names
 from penstock.progress import Progress
 from penstock.settings import Settings
 from penstock.training.declarations import Model
-from penstock.training.row_sources import FiledRows, HeldRows, RowSource, plan_rows
+from penstock.training.row_sources import PieceRows, plan_rows
 from penstock.training.tracking import TrackedRun
 
 _LYING_TAG = "penstock.training_rows_lie_in"
@@ -90,8 +90,8 @@ def source_rows(
     start: datetime,
     end: datetime,
     progress: Progress,
-) -> RowSource:
-    """Read the rows into memory, or what of them splits look at where that cannot hold all.
+) -> PieceRows:
+    """Read what splits look at; the features go to memory, or to files where it has no room.
 
     Args:
         settings: how much memory rows may take.
@@ -116,9 +116,8 @@ def source_rows(
         allowed_bytes=settings.training.rows_memory_bytes,
     )
     tracked.set_tags({_LYING_TAG: f"{'memory' if lying.in_memory else 'files'}: {lying.reason}"})
-    if lying.in_memory:
-        return HeldRows(read_training_set(made))
-    return FiledRows.open(made, folder, groups=model.group_columns, progress=progress)
+    files = None if lying.in_memory else folder
+    return PieceRows.open(made, files, groups=model.group_columns, progress=progress)
 
 
 def rows_of(made: TrainingSet, model: Model, *, start: datetime, end: datetime) -> pl.DataFrame:

@@ -25,12 +25,13 @@ def blocks(num_rows: int) -> Iterator[slice]:
             yield slice(start, end)
 
 
-def each_block(num_rows: int, work: Callable[[slice], ResultT]) -> list[ResultT]:
+def each_block(num_rows: int, work: Callable[[slice], ResultT], *, start: int = 0) -> list[ResultT]:
     """Do the work on each block, as many at a time as there are cores; results in the rows' order.
 
-    numpy lets other threads run while it computes.
+    numpy lets other threads run while it computes. Rows may start at `start`, a multiple of a
+    block's.
     """
-    found = list(blocks(num_rows))
+    found = [slice(start + rows.start, start + rows.stop) for rows in blocks(num_rows)]
     num_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, len(found))
     if num_threads <= 1:
         return [work(block) for block in found]

@@ -1,4 +1,4 @@
-"""Where the rows of a run lie: whole in memory, or their features in files that are mapped.
+"""Where the rows of a run lie: a frame, or a matrix of features in memory or in a mapped file.
 
 A mapped file is memory that the system may take back: it holds what is in use, reads the rest when
 it is asked for, and counts against nobody. So whatever fits into memory whole also runs on rows
@@ -8,6 +8,7 @@ that do not, on the very same numbers.
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ import polars as pl
 from penstock.features.training_set import TrainingSet, content_digest
 from penstock.features.training_set_pieces import (
     column_names,
-    pieces,
+    each_piece,
     read_columns,
     stored_digest,
     take_rows,
@@ -54,7 +55,7 @@ def plan_rows(
     free_bytes: int,
     allowed_bytes: int | None,
 ) -> Lying:
-    """Choose memory where the rows have room there: as they are read, as a matrix, and scaled.
+    """Choose memory where the rows have room there: what are no features, a matrix, and scaled.
 
     Args:
         num_rows: of the training set.
@@ -63,7 +64,7 @@ def plan_rows(
         free_bytes: memory that nobody uses.
         allowed_bytes: what rows may take by the settings; None: `FREE_SHARE` of what is free.
     """
-    row_bytes = num_columns * _VALUE_BYTES + num_features * (_VALUE_BYTES + _SCALED_BYTES)
+    row_bytes = num_columns * _VALUE_BYTES + num_features * _SCALED_BYTES
     needed = num_rows * row_bytes
     allowed = int(free_bytes * FREE_SHARE) if allowed_bytes is None else allowed_bytes
     told = f"{num_rows:,} rows x {num_columns} columns take {needed / 1e6:,.1f} MB"
@@ -93,7 +94,7 @@ class RowSource(Protocol):
         ...
 
     def scaled(self, scaling: Preprocessing, features: Array) -> npt.NDArray[np.float32]:
-        """Fill and scale what `matrix` gave."""
+        """Fill and scale what `matrix` gave, which is then used up."""
         ...
 
     def digest(self) -> str:
@@ -107,7 +108,7 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class HeldRows:
-    """Rows that memory holds."""
+    """Rows of a frame, for who cuts many folds out of it."""
 
     light: pl.DataFrame
 
@@ -120,8 +121,8 @@ class HeldRows:
         return to_matrix(rows, feature_names=feature_names, side=side)
 
     def scaled(self, scaling: Preprocessing, features: Array) -> npt.NDArray[np.float32]:
-        """Scale them into memory."""
-        return scaling.apply(features)
+        """Scale them where they lie."""
+        return scaling.apply_over(features)
 
     def digest(self) -> str:
         """Give the frame's."""
@@ -132,24 +133,24 @@ class HeldRows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FiledRows:
-    """Rows whose features are read some at a time, and laid out in files."""
+class PieceRows:
+    """Rows whose features are read some at a time, and laid out in memory or in files."""
 
     training_set: TrainingSet
-    folder: Path
-    """Its own, one that every worker sees."""
     light: pl.DataFrame
+    folder: Path | None
+    """For files; its own, one that every worker sees. None: memory holds the features."""
     progress: Progress = silent
 
     @classmethod
     def open(
         cls,
         training_set: TrainingSet,
-        folder: Path,
+        folder: Path | None,
         *,
         groups: Sequence[str],
         progress: Progress = silent,
-    ) -> "FiledRows":
+    ) -> "PieceRows":
         """Read the columns that are no features, and those by which rows are grouped.
 
         Raises:
@@ -172,30 +173,50 @@ class FiledRows:
         return found.with_columns(rows.select(beside))
 
     def matrix(self, rows: pl.DataFrame, *, feature_names: Sequence[str], side: str) -> Array:
-        """Lay the features out in a file, each row where it belongs.
+        """Lay the features out, each row where it belongs.
 
         Raises:
             StorageFullError: the file has no room.
         """
-        places = np.full(self.training_set.num_rows, -1, dtype=np.int64)
-        places[rows[_NUMBER].to_numpy()] = np.arange(rows.height)
-        out = make_mapped(self.folder / _FEATURES_FILE, rows.height, len(feature_names), np.float64)
-        start = 0
-        for piece in pieces(self.training_set, feature_names):
-            to = places[start : start + piece.height]
-            is_asked = to >= 0
-            block = to_matrix(piece, feature_names=feature_names, side=side)
-            out[to[is_asked]] = block[is_asked]
-            start += piece.height
-            self.progress("rows into files", start, self.training_set.num_rows)
+        numbers = rows[_NUMBER].to_numpy()
+        out = self._empty(len(numbers), len(feature_names))
+        to_rows = partial(to_matrix, feature_names=feature_names, side=side)
+        if len(numbers) == self.training_set.num_rows and (np.diff(numbers) == 1).all():
+
+            def lay(start: int, piece: pl.DataFrame) -> int:
+                to_rows(piece, out=out[start : start + piece.height])
+                return piece.height
+        else:
+            places = np.full(self.training_set.num_rows, -1, dtype=np.int64)
+            places[numbers] = np.arange(len(numbers))
+
+            def lay(start: int, piece: pl.DataFrame) -> int:
+                to = places[start : start + piece.height]
+                out[to[to >= 0]] = to_rows(piece.filter(to >= 0))
+                return piece.height
+
+        done = 0
+        for num_rows in each_piece(
+            self.training_set, lay, columns=feature_names, numbers=np.sort(numbers)
+        ):
+            done += num_rows
+            if self.folder is not None:
+                self.progress("rows into files", done, self.training_set.num_rows)
         return out
 
+    def _empty(self, num_rows: int, num_features: int) -> Array:
+        if self.folder is None:
+            return np.empty((num_rows, num_features))
+        return make_mapped(self.folder / _FEATURES_FILE, num_rows, num_features, np.float64)
+
     def scaled(self, scaling: Preprocessing, features: Array) -> npt.NDArray[np.float32]:
-        """Scale into a file beside.
+        """Scale where they lie in memory, or into a file beside.
 
         Raises:
             StorageFullError: the file has no room.
         """
+        if self.folder is None:
+            return scaling.apply_over(features)
         file = self.folder / _SCALED_FILE
         out = make_mapped(file, len(features), scaling.num_columns, np.float32)
         scaling.apply(features, out=out)
@@ -208,8 +229,9 @@ class FiledRows:
         return stored_digest(self.training_set)
 
     def release(self) -> None:
-        """Remove the files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the files, where there are any."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def source_of(rows: pl.DataFrame | RowSource) -> RowSource:

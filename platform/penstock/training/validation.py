@@ -126,9 +126,13 @@ def to_examples(
 
 
 def to_matrix(
-    frame: pl.DataFrame, *, feature_names: Sequence[str], side: str
+    frame: pl.DataFrame,
+    *,
+    feature_names: Sequence[str],
+    side: str,
+    out: npt.NDArray[np.float64] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Lay features out row by row, [n, F]; NaN is missing.
+    """Lay features out row by row, [n, F], in `out` where that is given; NaN is missing.
 
     Raises:
         TrainingDataError: a missing or non-numeric column.
@@ -146,7 +150,7 @@ def to_matrix(
                 f"the feature {name!r} is of type {dtype}", allowed="numbers and booleans"
             )
     columns = frame.select(pl.col(n).cast(pl.Float64).fill_null(np.nan) for n in feature_names)
-    rows = np.empty((frame.height, len(feature_names)))
+    rows = np.empty((frame.height, len(feature_names))) if out is None else out
 
     def fill(block: slice) -> None:
         # Row after row at once: turning columns round afterwards takes six times as long.

@@ -11,7 +11,7 @@ from penstock.errors import IntegrityError
 from penstock.features.training_set import content_digest, read_training_set
 from penstock.features.training_set_pieces import (
     column_names,
-    pieces,
+    each_piece,
     read_columns,
     stored_digest,
     take_rows,
@@ -27,9 +27,19 @@ def made(tmp_path_factory):
 
 
 def test_they_are_row_groups_in_the_sets_order(made):
-    found = list(pieces(made))
-    assert [piece.height for piece in found] == [150, 150, 100, 150, 150, 100, 150, 50]
-    assert_frame_equal(pl.concat(found), read_training_set(made))
+    found = list(each_piece(made, lambda start, piece: (start, piece)))
+    assert [start for start, _ in found] == [0, 150, 300, 400, 550, 700, 800, 950]
+    assert_frame_equal(pl.concat([piece for _, piece in found]), read_training_set(made))
+
+
+def test_a_piece_that_holds_no_asked_row_is_not_read(made):
+    asked = np.array([149, 400, 401, 999])
+    assert list(each_piece(made, lambda start, _: start, numbers=asked)) == [0, 400, 950]
+
+
+def test_no_rows_are_a_frame_of_the_sets_columns(made):
+    found = take_rows(made, np.empty(0, dtype=np.int64))
+    assert_frame_equal(found, read_training_set(made)[:0])
 
 
 def test_some_columns_come_in_the_order_they_are_named_in(made):
@@ -55,11 +65,11 @@ def test_a_flipped_bit_is_found(tmp_path):
     content[len(content) // 3] ^= 1
     file.write_bytes(content)
     with pytest.raises(IntegrityError, match="cannot be read"):
-        list(pieces(made))
+        list(each_piece(made, lambda _, piece: piece))
 
 
 def test_a_file_that_is_gone_is_missed(tmp_path):
     made = store(make_frame(NUM_ROWS), tmp_path)
     (tmp_path / "data-00002.parquet").unlink()
     with pytest.raises(IntegrityError, match="800 of 1,000 rows"):
-        list(pieces(made))
+        list(each_piece(made, lambda _, piece: piece))

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from penstock.errors import NotFoundError, TrainingDataError
+from penstock.training import preprocessing, row_blocks
 from penstock.training.declarations import PreprocessingPolicy
 from penstock.training.preprocessing import Preprocessing, fit
 
@@ -60,6 +61,34 @@ class TestFit:
         filled = np.where(np.isnan(rows), fitted.filling, rows)
         expected = ((filled - fitted.means) / fitted.scales).astype(np.float32)
         np.testing.assert_array_equal(fitted.apply(rows), expected)
+
+    @pytest.mark.parametrize("num_rows", [1, 64, 127, 128, 129, 640, 9_001])
+    def test_scaled_in_the_features_own_memory_they_are_the_same_numbers(
+        self, num_rows, monkeypatch
+    ):
+        def last_first(num_rows, work, *, start=0):
+            for block in reversed(list(row_blocks.blocks(num_rows))):
+                work(slice(start + block.start, start + block.stop))
+
+        # Many blocks of few rows, in the order in which threads would do the most harm: each
+        # one's columns come to lie where others were.
+        monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 64)
+        monkeypatch.setattr(preprocessing, "ROWS_PER_BLOCK", 64)
+        monkeypatch.setattr(preprocessing, "each_block", last_first)
+        rows = np.random.default_rng(0).normal(5, 3, size=(num_rows, 3))
+        fitted = fit(rows, feature_names=("a", "b", "c"))
+        expected = fitted.apply(rows)
+        scaled = fitted.apply_over(rows)
+        np.testing.assert_array_equal(scaled, expected)
+        assert np.shares_memory(scaled, rows)
+
+    def test_columns_that_have_no_room_there_leave_the_features_as_they_are(self):
+        rows = np.array([[1.0, np.nan], [3.0, 4.0]])
+        policy = PreprocessingPolicy(missing_flags=True)
+        fitted = fit(rows, feature_names=NAMES, policy=policy)
+        scaled = fitted.apply_over(rows)
+        assert rows[1].tolist() == [3.0, 4.0]
+        assert scaled.shape == (2, 3)
 
     def test_rows_that_lack_nothing_give_the_same_numbers_as_where_what_lacks_is_left_out(self):
         rows = np.random.default_rng(0).gamma(2.0, 30.0, size=(5_000, 4))
