@@ -22,6 +22,8 @@ _MEASURES: Mapping[Loss, str] = {
     "squared_error": "rmse",
     "absolute_error": "mae",
 }
+MEASURED_ROWS = 200_000
+"""Training rows that a round's loss is measured on, at most."""
 _MODEL_FILE = "model.ubj"
 # The newest opset that onnxmltools writes for XGBoost.
 _OPSET = 15
@@ -58,11 +60,22 @@ class _XGBoost:
         bins = {"max_bin": config.max_bins, "nthread": config.num_cpus_per_worker}
         # One pass to bins and no second copy of the rows; a DMatrix keeps both.
         self._train = xgboost.QuantileDMatrix(rows.scaled, label=rows.labels, **bins)
-        self._matrices = [(self._train, "train")]
+        self._matrices = [(self._measured(rows, bins), "train")]
         if rows.held_out is not None:
             scaled, labels = rows.held_out
             held_out = xgboost.QuantileDMatrix(scaled, label=labels, ref=self._train, **bins)
             self._matrices.append((held_out, "validation"))
+
+    def _measured(self, rows: boosting.Rows, bins: Mapping[str, int]) -> xgboost.QuantileDMatrix:
+        """Give what the training loss is measured on after each round: all rows, or every n-th.
+
+        On 5 M rows measuring takes a third of the time that growing takes.
+        """
+        step = -(-len(rows.labels) // MEASURED_ROWS)
+        if step <= 1:
+            return self._train
+        scaled, labels = rows.scaled[::step], rows.labels[::step]
+        return xgboost.QuantileDMatrix(scaled, label=labels, ref=self._train, **bins)
 
     def grow(
         self,
