@@ -6,9 +6,11 @@ environment.
 """
 
 import difflib
+import getpass
 import json
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
@@ -46,9 +48,17 @@ CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
 # Tells a job which request it answers, and that somebody reads its marker lines.
 REQUEST_ID_VARIABLE = "PENSTOCK_REQUEST_ID"
 _VARIABLES_THAT_ARE_NO_SETTING = frozenset({CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE})
-_SECRETS = frozenset({"feature_store.registry_url", "feature_store.redis", "tracking.uri", "kafka"})
+_SECRETS = frozenset(
+    {
+        "feature_store.registry_url",
+        "feature_store.redis",
+        "tracking.uri",
+        "kafka",
+        "serving.api_key",
+    }
+)
 # What each side has for itself: no secret travels, and no port or path of one machine.
-_NOT_FOR_JOBS = _SECRETS | {"project_root", "serving.port"}
+_NOT_FOR_JOBS = _SECRETS | {"project_root", "serving.port", "actor"}
 
 
 class Settings(BaseSettings):
@@ -62,6 +72,8 @@ class Settings(BaseSettings):
     )
 
     profile: Profile = "local"
+    actor: str | None = Field(default=None, min_length=1, max_length=200)
+    """Who acts, in the audit log; None: the user of this machine."""
     project_root: Path = Path()
     feature_repo: str = "feature_repo"
     storage: StorageSettings = StorageSettings()
@@ -179,6 +191,18 @@ class Settings(BaseSettings):
         """Where the signing key (0600) and the trusted public keys live."""
         return self.storage_path / "keys"
 
+    @property
+    def acting(self) -> str:
+        """Who acts: as it is set, or the user and machine of this process."""
+        if self.actor is not None:
+            return self.actor
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):
+            # A container may run as a number that has no name.
+            user = f"uid {os.getuid()}"
+        return f"{user}@{socket.gethostname()}"
+
     def node_environment(self) -> dict[str, str]:
         """What every process of a Ray must be told, whoever starts it."""
         return {
@@ -200,6 +224,10 @@ class Settings(BaseSettings):
             in_project = self.feature_repo_path.relative_to(self.project_root)
             variables[_variable("feature_repo")] = str(in_project)
         return variables | self.node_environment()
+
+    def actor_environment(self) -> dict[str, str]:
+        """What a submitted job must be told, so that it acts for whoever gave the command."""
+        return {_variable("actor"): self.acting}
 
 
 def inherited_environment() -> dict[str, str]:

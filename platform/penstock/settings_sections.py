@@ -86,6 +86,10 @@ class ServingSettings(Record):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1024, le=65535)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    require_key: bool = False
+    """Whether every request must bear an API key."""
+    api_key: SecretStr = SecretStr("")
+    """What commands send where keys are asked for; empty: their own, which the storage has."""
     log_predictions: bool = True
     """Whether replicas log each prediction with the features that it was made from."""
     prediction_log_bytes: int = Field(default=4 << 30, ge=1 << 20)

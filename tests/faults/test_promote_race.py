@@ -38,7 +38,12 @@ def race(settings: Settings, own: tuple[int, int], guarded: bool, start: Any, pi
         start.wait(60)
         try:
             move = promotion.promote(
-                settings, "spills", version, expected=champion, force_reason="race"
+                settings,
+                "spills",
+                version,
+                expected=champion,
+                force_reason="race",
+                downgrade=True,
             )
             pipe.send(move.to_version)
         except BusyError:

@@ -27,11 +27,12 @@ WRITES = (
     "set_registered_model_alias",
     "delete_registered_model_alias",
 )
-# The model and its entry; the two halves of the key; the sealed folder; facts, state and alias.
-NUM_REGISTER_STEPS = 2 + 2 + 1 + 3
+# The model and its entry; the two halves of the key; the sealed folder; facts and state; the audit
+# log's head; the alias.
+NUM_REGISTER_STEPS = 2 + 2 + 1 + 2 + 1 + 1
 BEFORE_THE_FOLDERS_RENAME = 5
-# The intent, three aliases, and that they are set.
-NUM_PROMOTE_STEPS = 1 + 3 + 1
+# The intent, the audit log's head, three aliases, and that they are set.
+NUM_PROMOTE_STEPS = 1 + 1 + 3 + 1
 
 
 @contextmanager
@@ -79,6 +80,14 @@ def exit_code(target: Callable[..., None], settings: Settings, run: SmallRun | N
     return process.exitcode
 
 
+def told(settings: Settings) -> list[tuple[str, str]]:
+    """What the audit log says, once it is known to be whole."""
+    from penstock import audit
+
+    audit.verify(settings)
+    return [(record.action, record.subject) for record in audit.records(settings)]
+
+
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return empty_tracking_database(tmp_path_factory.mktemp("empty"))
@@ -122,6 +131,7 @@ class TestKilledRegistration:
         assert (version.version, version.aliases) == (1, ("challenger",))
         verify(Path(version.path), settings, digest=version.digest)
         assert [p.name for p in Path(version.path).parent.iterdir()] == ["1"]
+        assert told(settings) == [("model.register", "card_fraud 1")]
 
     def test_without_the_clearing_away_a_half_written_folder_stays(self, run, monkeypatch):
         from penstock.registry import registration
@@ -172,6 +182,7 @@ class TestKilledPromotion:
         line = [1, 3] if step == 1 else [1, 2, 3]
         moves = registry.moves("spills")
         assert [(m.number, m.to_version) for m in moves] == list(enumerate(line, start=1))
+        assert told(challenged) == [("model.promote", f"spills {number}") for number in line]
 
     def test_without_the_journal_a_promise_that_was_written_is_forgotten(
         self, challenged, monkeypatch

@@ -11,7 +11,8 @@ from penstock.errors import PenstockError, storage_full
 
 _ORDER = (
     "up", "init", "sample", "data", "features", "train", "tune", "results", "reproduce", "models",
-    "deploy", "predict", "undeploy", "score", "cost", "status", "doctor", "down",
+    "signing-keys", "deploy", "api-keys", "predict", "undeploy", "score", "cost", "audit",
+    "status", "doctor", "down",
 )  # fmt: skip
 
 
@@ -50,7 +51,8 @@ def options(
 
 _MODULES = (
     "cluster", "init", "sample", "data", "features", "feature_study", "training_sets", "stream",
-    "audit", "train", "tune", "reproduce", "models", "serve", "score", "cost",
+    "audit", "train", "tune", "reproduce", "models", "signing_keys", "api_keys", "serve", "score",
+    "cost", "audit_log",
 )  # fmt: skip
 for _name in _MODULES:
     importlib.import_module(f"penstock.cli.{_name}").register(app)

@@ -130,6 +130,9 @@ def promote(
         str | None,
         typer.Option(metavar="REASON", help="Promote against the gate; the journal keeps why."),
     ] = None,
+    downgrade: Annotated[
+        bool, typer.Option("--downgrade", help="Although the version is older than the champion.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a version the champion, if the gate lets it (else exit code 3)."""
@@ -146,8 +149,37 @@ def promote(
     now = registry.aliases(name).get(CHAMPION)
     expected = now if expect is None else expect or None
     number = registry.resolve(name, version or CHALLENGER).version
-    move = promote_version(settings, name, number, expected=expected, force_reason=force)
+    move = promote_version(
+        settings, name, number, expected=expected, force_reason=force, downgrade=downgrade
+    )
     emit(move, as_json=as_json, render=lambda console: _tell(name, move, console))
+
+
+@models.command()
+def approve(
+    name: _Name,
+    version: Annotated[
+        int | None, typer.Argument(min=1, help="The version; without it, the challenger.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="What you looked at.")] = "by hand",
+    as_json: JsonFlag = False,
+) -> None:
+    """Agree to a version as champion: where the gate asks for it, somebody else must promote it."""
+    from penstock.settings import load_settings
+
+    settings = load_settings()
+    from penstock.registry.approval import approve as approve_version
+    from penstock.registry.versions import CHALLENGER, ModelRegistry
+
+    number = ModelRegistry(settings).resolve(name, version or CHALLENGER).version
+    approval = approve_version(settings, name, number, reason=reason)
+    emit(
+        approval,
+        as_json=as_json,
+        render=lambda console: console.print(
+            f"{name}: version {number} is approved by {approval.actor}", highlight=False
+        ),
+    )
 
 
 @models.command()

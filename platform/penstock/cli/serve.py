@@ -106,6 +106,7 @@ def predict(
 ) -> None:
     """Ask the deployed model for scores."""
     from penstock.serving import server
+    from penstock.serving.api_keys import own_token
     from penstock.serving.client import predict as ask
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
@@ -113,7 +114,8 @@ def predict(
     settings = load_settings()
     text = typer.get_text_stream("stdin").read() if rows == "-" else rows
     model = load_model(settings, use_case).name
-    answer = ask(server.url(settings), model, text, version=version)
+    token = own_token(settings)
+    answer = ask(server.url(settings), model, text, version=version, token=token)
     emit(answer, as_json=as_json, render=lambda out: _render_answer(out, answer))
 
 

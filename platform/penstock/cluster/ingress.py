@@ -39,6 +39,7 @@ s#^\( *errorfile 50[234]\) .*#\1 {folder}/503.http#
 /^ *errorfile 504/a\
     errorfile 408 {folder}/408.http\
     errorfile 500 {folder}/500.json.http
+s#^\( *http-request return\) .* if routes$#\1 {no_routes} if routes#
 /^ *log /d
 /^ *option httplog/d
 /^ *option log-health-checks/d
@@ -51,10 +52,11 @@ s#^\( *errorfile 50[234]\) .*#\1 {folder}/503.http#
 s#status 404 content-type text/plain lf-string .*#{not_found}#
 """
 
-# The default log is a UDP syslog that nobody listens to: its lines go. Those added to the frontend:
-# a body must arrive within 10 s; Serve need not watch for clients that leave (it starts two more
-# tasks a request for that, and an answer takes milliseconds); a client can't make Serve answer its
-# own plain-text 408; every request has an id, which stays when a second replica gets it.
+# The default log is a UDP syslog that nobody listens to: its lines go. The list of
+# all routes, which HAProxy and every replica would give to anybody, is a 404. Those added to the
+# frontend: a body must arrive within 10 s; Serve need not watch for clients that leave (it starts
+# two more tasks a request for that, and an answer takes milliseconds); a client can't make Serve
+# answer its own plain-text 408; every request has an id, which stays when a second replica gets it.
 
 # A soft-stopped HAProxy may keep its connections this long after a reload; a replica's port is not
 # given to another replica before (Serve adds 30 s).
@@ -156,9 +158,11 @@ def _write_wrapper(folder: Path) -> Path:
         )
     for status, (reason, code, message) in _OWN_ANSWERS.items():
         _answer_file(folder, status).write_bytes(_http_answer(status, reason, code, message))
-    not_found = _body("unknown_path", "nothing is served yet")
-    not_found = f"status 404 content-type application/json string '{not_found}'"
-    (folder / "mend.sed").write_text(_MEND.format(folder=folder, not_found=not_found))
+    answers = {"not_found": "nothing is served yet", "no_routes": "nothing is served here"}
+    mended = _MEND.format(
+        folder=folder, **{name: _not_found(message) for name, message in answers.items()}
+    )
+    (folder / "mend.sed").write_text(mended)
     wrapper = folder / "haproxy"
     wrapper.write_text(
         _WRAPPER.format(
@@ -177,6 +181,10 @@ def _answer_file(folder: Path, status: int) -> Path:
 
 def _body(code: str, message: str) -> str:
     return f'{{"code":"{code}","message":"{message}","path":"$"}}'
+
+
+def _not_found(message: str) -> str:
+    return f"status 404 content-type application/json string '{_body('unknown_path', message)}'"
 
 
 def _http_answer(status: int, reason: str, code: str, message: str) -> bytes:

@@ -48,7 +48,7 @@ def runtime_env(settings: Settings, env: Mapping[str, str] | None = None) -> dic
         "working_dir": str(settings.project_root.resolve()),
         "excludes": [*_NEVER_SENT, *_storage_inside_project(settings)],
         "py_modules": [str(package_folder())],
-        "env_vars": settings.job_environment() | dict(env or {}),
+        "env_vars": settings.job_environment() | settings.actor_environment() | dict(env or {}),
     }
 
 

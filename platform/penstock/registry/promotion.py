@@ -10,8 +10,10 @@ from penstock.errors import (
     GateRefusedError,
     IntegrityError,
     NotFoundError,
+    UserError,
 )
 from penstock.records import Record
+from penstock.registry.approval import check_approved
 from penstock.registry.gate import GateDecision, decide
 from penstock.registry.lock import model_lock
 from penstock.registry.package import VerifiedPackage, verify
@@ -81,6 +83,7 @@ def promote(
     *,
     expected: int | None,
     force_reason: str | None = None,
+    downgrade: bool = False,
 ) -> Move:
     """Make a version the champion, if the gate lets it and the champion is still the expected one.
 
@@ -91,14 +94,16 @@ def promote(
         expected: the champion that the caller decided upon; None: there was none.
         force_reason: promotes against the gate, and away from a damaged champion, with this
             reason in the journal.
+        downgrade: the version may be an older one than the champion.
 
     Raises:
-        GateRefusedError: the gate says no; the champion stays.
+        UserError: it is an older one, and nobody said that it may be.
+        GateRefusedError: the gate says no, or an approval is missing; the champion stays.
         BusyError: another move is under way, or the champion is no longer the expected one.
         IntegrityError: the package is not what was registered.
     """
     registry = ModelRegistry(settings)
-    registry.resolve(name, version)
+    wanted = registry.resolve(name, version)
     with model_lock(settings, name):
         registry.finish_moves(name)
         aliases = registry.aliases(name)
@@ -106,11 +111,26 @@ def promote(
         _check_expected(name, now, expected)
         if now == version:
             raise GateRefusedError(f"version {version} of {name} is the champion already")
+        if now is not None and version < now and not downgrade:
+            raise UserError(
+                f"version {version} of {name} is older than the champion, version {now}",
+                next_step="`penstock models rollback` goes back to an earlier champion; say "
+                "--downgrade if this one is meant",
+            )
         decision = _decide(registry, name, version, is_forced=force_reason is not None)
         if not decision.passed and force_reason is None:
             raise GateRefusedError(
                 f"version {version} of {name} is not promoted: {decision.reason}",
                 next_step=f"`penstock models compare {name} {version}` shows the evidence",
+            )
+        # Forced or not: reasons to go against the gate need a second pair of eyes most.
+        if load_model(settings, wanted.facts.use_case).gate.needs_approval:
+            check_approved(
+                name,
+                version,
+                digest=wanted.digest,
+                promoter=settings.acting,
+                approvals=registry.approvals(name, version),
             )
         move = Move(
             number=len(registry.moves(name)) + 1,

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from penstock import audit
 from penstock.errors import IntegrityError
 from penstock.features.training_set import load_training_set
 from penstock.features.training_set_pieces import take_rows
@@ -76,7 +77,16 @@ def register(settings: Settings, run: TrainedRun) -> ModelVersion:
         newest = registry.versions(run.model)[-1].version
         promoted = {move.to_version for move in registry.moves(run.model)}
         champion = registry.aliases(run.model).get(CHAMPION)
-        if entry.version == newest and newest not in promoted | {champion}:
+        challenges = entry.version == newest and newest not in promoted | {champion}
+        made = registry.resolve(run.model, entry.version)
+        audit.append(
+            settings,
+            "model.register",
+            made.label,
+            {"run_id": made.run_id, "digest": made.digest, "challenges": challenges},
+            key=f"register {made.label} {made.digest}",
+        )
+        if challenges:
             registry.set_aliases(run.model, {CHALLENGER: newest})
     return registry.resolve(run.model, entry.version)
 

@@ -2,7 +2,8 @@
 
 Under `settings.keys_path`: `signing.key` is the private key of this installation (0600, made on
 first use), `trusted/<key id>.pub` are the public keys whose packages may be loaded. Trust another
-installation's packages by putting its .pub file there; stop trusting a key by removing its file.
+installation's packages by putting its .pub file there; stop trusting a key by removing its file
+(`penstock signing-keys`, in key_ring.py, does both and writes it down).
 """
 
 import contextlib
@@ -57,12 +58,12 @@ def open_signer(keys_path: Path) -> Signer:
     """
     file = keys_path / _PRIVATE_KEY
     if not file.exists():
-        _make_key(keys_path)
+        make_key(keys_path, only_first=True)
     signer = Signer(_load_private_key(file))
     if signer.key_id not in trusted_keys(keys_path):
         raise IntegrityError(
             f"the signing key {signer.key_id} is not among the trusted keys in "
-            f"{keys_path / _TRUSTED}",
+            f"{trusted_folder(keys_path)}",
             next_step=f"put its public key back, or remove {file} so that a new key is made",
         )
     return signer
@@ -75,15 +76,44 @@ def trusted_keys(keys_path: Path) -> dict[str, Ed25519PublicKey]:
         IntegrityError: a file there is no Ed25519 public key, or not the one its name says.
     """
     keys: dict[str, Ed25519PublicKey] = {}
-    for file in sorted((keys_path / _TRUSTED).glob("*.pub")):
-        try:
-            key = serialization.load_pem_public_key(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise _bad_key(file, f"cannot be read as a public key: {error}") from None
-        if not isinstance(key, Ed25519PublicKey) or key_id(key) != file.stem:
-            raise _bad_key(file, "is not the Ed25519 key that its name says")
-        keys[file.stem] = key
+    for file in sorted(trusted_folder(keys_path).glob("*.pub")):
+        keys[file.stem] = _load_public_key(file)
     return keys
+
+
+def trusted_folder(keys_path: Path) -> Path:
+    """Where the trusted public keys are."""
+    return keys_path / _TRUSTED
+
+
+def read_public_key(file: Path) -> str:
+    """Give the id of the public key in a `.pub` file.
+
+    Raises:
+        IntegrityError: it is no Ed25519 public key, or not the one its name says.
+    """
+    _load_public_key(file)
+    return file.stem
+
+
+def signing_key_id(keys_path: Path) -> str | None:
+    """Name the key that this installation signs with; None where it has none yet.
+
+    Raises:
+        IntegrityError: the key is unreadable, or open to other users.
+    """
+    file = keys_path / _PRIVATE_KEY
+    return key_id(_load_private_key(file).public_key()) if file.exists() else None
+
+
+def _load_public_key(file: Path) -> Ed25519PublicKey:
+    try:
+        key = serialization.load_pem_public_key(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _bad_key(file, f"cannot be read as a public key: {error}") from None
+    if not isinstance(key, Ed25519PublicKey) or key_id(key) != file.stem:
+        raise _bad_key(file, "is not the Ed25519 key that its name says")
+    return key
 
 
 def find_signer(manifest: bytes, signature: bytes, keys_path: Path) -> str | None:
@@ -97,15 +127,24 @@ def find_signer(manifest: bytes, signature: bytes, keys_path: Path) -> str | Non
     return None
 
 
-def _make_key(keys_path: Path) -> None:
-    trusted = keys_path / _TRUSTED
+def make_key(keys_path: Path, *, only_first: bool = False) -> str:
+    """Make a key to sign with, trusted from the start, and give its id; the one before stays so.
+
+    Args:
+        keys_path: where the keys are.
+        only_first: where there is a key to sign with already, that one stays.
+
+    Raises:
+        BusyError: another process is making one.
+    """
+    trusted = trusted_folder(keys_path)
     keys_path.mkdir(parents=True, exist_ok=True)
     keys_path.chmod(0o700)
     trusted.mkdir(exist_ok=True)
     with exclusive(keys_path / ".lock", what="the making of the signing key", wait_s=30):
         file = keys_path / _PRIVATE_KEY
-        if file.exists():
-            return
+        if only_first and file.exists():
+            return key_id(_load_private_key(file).public_key())
         private_key = Ed25519PrivateKey.generate()
         public_key = private_key.public_key()
         pem = private_key.private_bytes(
@@ -118,8 +157,10 @@ def _make_key(keys_path: Path) -> None:
         )
         # The public half comes first: killed in between, we leave a trusted key that nobody
         # holds, and not a private key whose packages nobody trusts.
-        write_whole(trusted / f"{key_id(public_key)}.pub", public_pem)
+        made = key_id(public_key)
+        write_whole(trusted / f"{made}.pub", public_pem)
         write_whole(file, pem, mode=0o600)
+        return made
 
 
 def _load_private_key(file: Path) -> Ed25519PrivateKey:

@@ -18,6 +18,7 @@ import mlflow.exceptions
 import orjson
 from pydantic import Field
 
+from penstock import audit
 from penstock.errors import NotFoundError, PenstockError, unknown_name
 from penstock.locks import exclusive
 from penstock.logs import redact
@@ -34,6 +35,7 @@ _READY = "ready"
 _FACTS = "penstock.facts"
 _MOVE = "penstock.move."
 _MOVES_DONE = "penstock.moves_done"
+_APPROVAL = "penstock.approval."
 _MAX_NUMBERS_SKIPPED = 1000
 _FIRST_USE_WAIT_S = 120.0
 _NO_SUCH_MODEL = "RESOURCE_DOES_NOT_EXIST"
@@ -91,6 +93,16 @@ class Move(Record):
     reason: str
     forced: bool = False
     at: datetime
+
+
+class Approval(Record):
+    """Somebody has looked at a version and agrees to it as champion."""
+
+    actor: str
+    at: datetime
+    reason: str
+    digest: str
+    """Of what was looked at."""
 
 
 class Entry(Record):
@@ -179,6 +191,13 @@ class ModelRegistry:
         moves, done = self._journal(name)
         return [move for move in moves if move.number <= done]
 
+    def approvals(self, name: str, version: int) -> list[Approval]:
+        """Who has approved a version, the first first."""
+        with _door():
+            tags = self._client.get_model_version(name, str(version)).tags
+        found = sorted((key, text) for key, text in tags.items() if key.startswith(_APPROVAL))
+        return [Approval.model_validate_json(text) for _, text in found]
+
     # What follows changes the registry; the caller holds the model's lock.
 
     def find_entry(self, name: str, run_id: str) -> Entry | None:
@@ -236,6 +255,13 @@ class ModelRegistry:
             ):
                 self._client.set_model_version_tag(entry.name, number, key, value)
 
+    def add_approval(self, name: str, version: int, approval: Approval) -> None:
+        """Keep an approval beside those that there are."""
+        number = len(self.approvals(name, version)) + 1
+        key = f"{_APPROVAL}{number:06d}"
+        with _door():
+            self._client.set_model_version_tag(name, str(version), key, approval.model_dump_json())
+
     def set_aliases(self, name: str, aliases: Mapping[str, int | None]) -> None:
         """Point each alias to its version, or remove it."""
         now = self.aliases(name)
@@ -257,8 +283,18 @@ class ModelRegistry:
         moves, done = self._journal(name)
         for move in moves:
             if move.number > done:
+                self._tell(name, move)
                 self.set_aliases(name, move.aliases)
                 self._set_tag(name, _MOVES_DONE, str(move.number))
+
+    def _tell(self, name: str, move: Move) -> None:
+        audit.append(
+            self.settings,
+            f"model.{move.kind}",
+            f"{name} {move.to_version}",
+            {"from_version": move.from_version, "reason": move.reason, "forced": move.forced},
+            key=f"move {name} {move.number} {move.at.isoformat()}",
+        )
 
     def _journal(self, name: str) -> tuple[list[Move], int]:
         tags = self._model(name).tags

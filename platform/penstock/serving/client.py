@@ -25,7 +25,14 @@ def open_directly(request: str | urllib.request.Request, *, timeout_s: float) ->
     return opener.open(request, timeout=timeout_s)
 
 
-def predict(url: str, model: str, text: str, *, version: int | None = None) -> dict[str, Any]:
+def key_header(token: str) -> dict[str, str]:
+    """Give the header that shows an API key; none where there is no key."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def predict(
+    url: str, model: str, text: str, *, version: int | None = None, token: str = ""
+) -> dict[str, Any]:
     """Send rows to a deployed model.
 
     Args:
@@ -33,6 +40,7 @@ def predict(url: str, model: str, text: str, *, version: int | None = None) -> d
         model: the model's name.
         text: JSON: one row, an array of rows, or a whole request with its key `rows`.
         version: the version that must answer; None: whichever is deployed.
+        token: an API key; empty: none is asked for.
 
     Raises:
         RequestError: the text is no JSON, or the server refuses it.
@@ -41,8 +49,9 @@ def predict(url: str, model: str, text: str, *, version: int | None = None) -> d
         ClusterError: nothing answers there.
     """
     path = f"/v1/models/{model}" + (f"/versions/{version}" if version else "") + "/predict"
+    headers = {"Content-Type": "application/json", **key_header(token)}
     request = urllib.request.Request(  # noqa: S310 - our own server
-        url + path, data=_as_request(text), headers={"Content-Type": "application/json"}
+        url + path, data=_as_request(text), headers=headers
     )
     return _ask(request)
 

@@ -1,7 +1,9 @@
 """From a model version to a deployment that answers; the old one serves until then."""
 
+import contextlib
 import json
 import time
+import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,14 +11,17 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
+from penstock import audit
 from penstock.errors import ClusterError, PenstockError, UserError
 from penstock.files import write_whole
 from penstock.locks import exclusive
+from penstock.logs import redact
 from penstock.records import Record
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
 from penstock.serving import server
-from penstock.serving.client import example_body, open_directly
+from penstock.serving.api_keys import own_token
+from penstock.serving.client import example_body, key_header, open_directly
 from penstock.serving.code import freeze_code
 from penstock.serving.http import ROOT_APP
 from penstock.settings import Settings
@@ -25,6 +30,7 @@ _START_TIMEOUT_S = 180.0
 _ANSWER_TIMEOUT_S = 30.0
 _ANSWER_ATTEMPT_S = 5.0
 _POLL_S = 0.05
+_MAX_REASON_CHARS = 2000
 _NUM_ANSWERS = 3
 """So many answers of the new version in a row show that the old one gets no more requests."""
 
@@ -97,18 +103,26 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
         # What is written down may be of a Ray that is gone: then nothing serves.
         served = version.name in server.applications()
         before = find_deployment(settings, version.name) if served else None
+        facts = {"digest": wanted.digest, "before": before.version if before else None}
+        audit.append(settings, "deployment.start", version.label, facts)
         report(f"starting {version.name} version {version.version}")
         try:
             _apply(settings, builders, wanted, package)
             _wait_until_running(version.name)
             report("waiting for its first answers")
-            _wait_until_answering(wanted)
+            _wait_until_answering(wanted, own_token(settings))
             write_whole(
                 deployment_path(settings, version.name), wanted.model_dump_json(indent=2).encode()
             )
+            audit.append(settings, "deployment.serve", version.label, facts)
         except BaseException as error:
             report("it did not come up; going back")
             kept = _go_back(settings, builders, version.name, before)
+            reason = redact(str(error))[:_MAX_REASON_CHARS]
+            # What goes wrong here must not hide why we go back; the start stands in the log.
+            with contextlib.suppress(PenstockError, OSError):
+                told = {**facts, "reason": reason, "after": kept}
+                audit.append(settings, "deployment.fail", version.label, told)
             if isinstance(error, PenstockError):
                 raise ClusterError(
                     f"version {version.version} of {version.name} does not come up: {error.found}",
@@ -126,6 +140,7 @@ def undeploy(settings: Settings, model: str) -> bool:
 
         served = model in server.applications()
         if served:
+            audit.append(settings, "deployment.remove", model)
             serve.delete(model)
         deployment_path(settings, model).unlink(missing_ok=True)
         return served
@@ -178,14 +193,15 @@ def _cause(message: str) -> str:
     return errors[-1] if errors else (lines[-1] if lines else "no reason is known")
 
 
-def _wait_until_answering(wanted: Deployment) -> None:
+def _wait_until_answering(wanted: Deployment, token: str) -> None:
     deadline_s = time.monotonic() + _ANSWER_TIMEOUT_S
     in_a_row = 0
     answer = "nothing"
     while in_a_row < _NUM_ANSWERS:
         try:
             url = f"{wanted.url}/v1/models/{wanted.model}"
-            with open_directly(url, timeout_s=_ANSWER_ATTEMPT_S) as page:
+            request = urllib.request.Request(url, headers=key_header(token))  # noqa: S310 - ours
+            with open_directly(request, timeout_s=_ANSWER_ATTEMPT_S) as page:
                 document = json.load(page)
             answer = f"version {document.get('version')}"
             in_a_row = in_a_row + 1 if document.get("digest") == wanted.digest else 0

@@ -43,6 +43,8 @@ def error_answer(error: RequestError, headers: tuple[tuple[bytes, bytes], ...] =
     """Write a refusal as `{code, message, path}`; ASCII, so any text of the caller's can stand."""
     if error.status == 503 and not any(name == b"retry-after" for name, _ in headers):
         headers = (*headers, (b"retry-after", _RETRY_AFTER_S))
+    if error.status == 401:
+        headers = (*headers, (b"www-authenticate", b'Bearer realm="penstock"'))
     body = json.dumps({"code": error.code, "message": error.message, "path": error.path})
     return Answer(status=error.status, body=body.encode("ascii"), headers=headers)
 

@@ -23,6 +23,7 @@ from penstock.features.online import OnlineReader
 from penstock.records import Record
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.serving import http, shortcut
+from penstock.serving.api_keys import Gatekeeper
 from penstock.serving.batching import Batcher
 from penstock.serving.metrics import RequestMetrics
 from penstock.serving.prediction_log import (
@@ -101,6 +102,8 @@ class Replica:
         )
         self._num_requests = 0
         self._num_rows = 0
+        self._gatekeeper = Gatekeeper(settings)
+        self._scope = f"predict:{self._arguments.model}"
         self._route = f"/v1/models/{self._arguments.model}"
         self._predict_paths = {
             f"{self._route}/predict",
@@ -146,6 +149,7 @@ class Replica:
 
     async def _answer(self, scope: http.Scope, receive: http.Receive) -> http.Answer:
         path = scope["path"]
+        self._gatekeeper.check(scope["headers"], self._scope)
         if path in self._predict_paths:
             if scope["method"] != "POST":
                 return http.method_answer(scope["method"], "POST")

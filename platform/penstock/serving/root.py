@@ -17,6 +17,7 @@ from ray import serve
 
 from penstock.errors import RequestError
 from penstock.serving import http
+from penstock.serving.api_keys import READ, Gatekeeper
 from penstock.serving.client import open_directly
 from penstock.serving.events import EventIntake, table_of
 from penstock.settings import load_settings
@@ -35,7 +36,9 @@ class Root:
         """Prepare; nothing is loaded."""
         self._applications: dict[str, str] = {}
         self._looked_at_s = float("-inf")
-        self._events = EventIntake(load_settings())
+        settings = load_settings()
+        self._gatekeeper = Gatekeeper(settings)
+        self._events = EventIntake(settings)
 
     def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
@@ -48,6 +51,8 @@ class Root:
     async def _answer(self, scope: http.Scope, receive: http.Receive) -> http.Answer:
         path = scope["path"]
         table = table_of(path)
+        wanted = READ if table is None else f"push:{table}"
+        self._gatekeeper.check(scope["headers"], wanted)
         if table is not None:
             return await self._events.answer(table, scope, receive)
         handlers = {

@@ -23,6 +23,7 @@ from penstock.settings import Settings, load_settings
 
 _LOCK_WAIT_S = 180.0
 _ATTEMPTS = 3
+_REQUIRE_KEY_VARIABLE = "PENSTOCK_SERVING__REQUIRE_KEY"
 
 log = structlog.get_logger()
 
@@ -38,7 +39,8 @@ def url(settings: Settings) -> str:
 def start(settings: Settings) -> None:
     """Start Serve and the application at `/` where they do not run yet; waits for neither app.
 
-    The application is renewed where it runs another code: it knows the declared tables.
+    The application is renewed where it runs another code, for it knows the declared tables, and
+    where it does not ask for keys as it should.
 
     Raises:
         ClusterError: no Ray is up, or a Serve runs that was started to listen elsewhere.
@@ -52,26 +54,29 @@ def start(settings: Settings) -> None:
         host, port = settings.serving.host, int(url(settings).rsplit(":", 1)[1])
         serve.start(http_options=HTTPOptions(host=host, port=port))
         check_listening(host, port)
-        code = freeze_code(settings)
+        wanted = runtime_env(settings, str(freeze_code(settings)))
         is_up = applications().get(ROOT_APP, {}).get("status") in ("RUNNING", "DEPLOYING")
-        if is_up and _root_code() == code.name:
+        if is_up and _what_matters(_root_runtime_env()) == _what_matters(wanted):
             return
         builders = load_builders(settings)
-        root = builders.build_root(
-            builders.RootArguments(runtime_env=runtime_env(settings, str(code)))
-        )
+        root = builders.build_root(builders.RootArguments(runtime_env=wanted))
         target = serve.RunTarget(target=root, name=ROOT_APP, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
 
 
-def _root_code() -> str | None:
-    """The digest of the code that the application at `/` runs."""
+def _root_runtime_env() -> dict[str, Any]:
+    """What the application at `/` runs on."""
     from ray.serve.context import _get_global_client
 
     client: Any = _get_global_client()
     (root,) = client.get_serve_details()["applications"][ROOT_APP]["deployments"].values()
-    options = root["deployment_config"]["ray_actor_options"]
-    return Path(options.get("runtime_env", {}).get("working_dir", "")).name or None
+    return dict(root["deployment_config"]["ray_actor_options"].get("runtime_env", {}))
+
+
+def _what_matters(runtime_env: dict[str, Any]) -> tuple[str, str | None]:
+    """The digest of the code, and whether keys are asked for."""
+    variables = runtime_env.get("env_vars", {})
+    return Path(runtime_env.get("working_dir", "")).name, variables.get(_REQUIRE_KEY_VARIABLE)
 
 
 def _lock_path(settings: Settings) -> Path:

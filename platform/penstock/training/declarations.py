@@ -123,6 +123,8 @@ class GatePolicy(Record):
     min_gain: float = 0.0
     """By how much the challenger must be better; negative: by how much it may be worse."""
     bounds: tuple[MetricBound, ...] = ()
+    needs_approval: bool = False
+    """Somebody other than who promotes it must have approved the version."""
 
 
 class PublishedResult(Record):

@@ -101,11 +101,18 @@ class TestPromote:
 
     def test_against_the_gate_a_reason_is_needed_and_kept(self, run: Run):
         run("promote", "spills")
+        with pytest.raises(UserError, match="older than the champion"):
+            run("promote", "spills", 1, "--force", "2 has a bug")
+        older = ("promote", "spills", 1, "--downgrade")
         with pytest.raises(GateRefusedError, match="a gain of"):
-            run("promote", "spills", 1)
+            run(*older)
         with pytest.raises(UserError, match="needs a reason"):
-            run("promote", "spills", 1, "--force", " ")
-        assert "2 has a bug" in run("promote", "spills", 1, "--force", "2 has a bug")
+            run(*older, "--force", " ")
+        assert "2 has a bug" in run(*older, "--force", "2 has a bug")
+
+    def test_an_approval_is_of_the_challenger_where_no_version_is_named(self, run: Run):
+        assert "version 2 is approved by" in run("approve", "spills", "--reason", "slices")
+        assert as_json(run("approve", "spills", 1, "--json"))["reason"] == "by hand"
 
 
 class TestRollback:

@@ -1,7 +1,14 @@
 import pytest
 
 from bundles import add_version
-from penstock.errors import BusyError, GateRefusedError, IntegrityError, NotFoundError
+from penstock import audit
+from penstock.errors import (
+    BusyError,
+    GateRefusedError,
+    IntegrityError,
+    NotFoundError,
+    UserError,
+)
 from penstock.registry import promotion
 from penstock.registry.lock import model_lock
 from penstock.registry.promotion import champions, compare, promote, rollback
@@ -101,6 +108,29 @@ class TestPromote:
         )
         with pytest.raises(GateRefusedError, match="not plausible"):
             promote(project, "spills", 1, expected=None)
+
+    def test_an_older_version_than_the_champion_is_asked_for_by_name(self, project):
+        for number, score in enumerate((0.6, 0.5), start=1):
+            add_version(project, f"run-{number}", average_precision=score)
+        promote(project, "spills", 2, expected=None)
+        with pytest.raises(UserError, match="is older than the champion, version 2"):
+            promote(project, "spills", 1, expected=2)
+        promote(project, "spills", 1, expected=2, downgrade=True)
+        assert aliases(project)["champion"] == 1
+
+    def test_every_move_is_in_the_audit_log(self, project):
+        add_version(project, "run-1", average_precision=0.5)
+        add_version(project, "run-2", average_precision=0.6)
+        promote(project, "spills", 1, expected=None)
+        promote(project, "spills", 2, expected=1)
+        rollback(project, "spills", expected=2, reason="alerts")
+        audit.verify(project)
+        told = [(r.action, r.subject, r.facts["from_version"]) for r in audit.records(project)]
+        assert told == [
+            ("model.promote", "spills 1", None),
+            ("model.promote", "spills 2", 1),
+            ("model.rollback", "spills 1", 2),
+        ]
 
     def test_an_unknown_version_is_refused(self, project):
         add_version(project, "run-1")

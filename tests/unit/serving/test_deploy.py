@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bundles import write_bundle
+from penstock import audit
 from penstock.errors import BusyError, ClusterError, IntegrityError
 from penstock.files import write_whole
 from penstock.locks import exclusive
@@ -97,7 +98,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.setattr(server, "applications", lambda: fake.applications)
     monkeypatch.setattr(room, "_apply", fake.apply)
     monkeypatch.setattr(room, "_wait_until_running", lambda _: None)
-    monkeypatch.setattr(room, "_wait_until_answering", lambda _: None)
+    monkeypatch.setattr(room, "_wait_until_answering", lambda *_: None)
     monkeypatch.setattr(ray.serve, "delete", lambda name: fake.calls.append(f"delete {name}"))
     return fake
 
@@ -107,6 +108,26 @@ class TestDeploy:
         (row,) = json.loads(serve.deploy(2).example)["rows"]
         assert row.keys() == {"STATION", "MOMENT", "amount"}
         assert room.find_deployment(serve.settings, "spills").version == 2
+
+    def test_what_it_did_is_in_the_audit_log(self, serve: Serve):
+        serve.deploy(2)
+        serve.fails = {1: ClusterError("no replica was ready")}
+        serve.applications = {"spills": {}}
+        with pytest.raises(ClusterError):
+            serve.deploy(1)
+        audit.verify(serve.settings)
+        told = [(r.action, r.subject, r.facts["before"]) for r in audit.records(serve.settings)]
+        assert told == [
+            ("deployment.start", "spills 2", None),
+            ("deployment.serve", "spills 2", None),
+            ("deployment.start", "spills 1", 2),
+            ("deployment.fail", "spills 1", 2),
+        ]
+        *_, last = audit.records(serve.settings)
+        assert (last.facts["reason"], last.facts["after"]) == (
+            "no replica was ready.",
+            "version 2 serves on",
+        )
 
     @pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), OSError("disk full")])
     def test_whatever_stops_it_the_version_before_serves_again(

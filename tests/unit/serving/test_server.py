@@ -28,7 +28,9 @@ def test_a_project_without_serve_apps_is_told_so(tmp_path: Path):
         server.load_builders(Settings(project_root=tmp_path))
 
 
-def test_the_code_of_the_root_application_is_named_by_its_digest(monkeypatch: pytest.MonkeyPatch):
+def test_what_matters_of_the_root_application_is_its_code_and_whether_it_asks_for_keys(
+    monkeypatch: pytest.MonkeyPatch,
+):
     import ray.serve.context
 
     def running(options: dict) -> SimpleNamespace:
@@ -36,14 +38,17 @@ def test_the_code_of_the_root_application_is_named_by_its_digest(monkeypatch: py
         details = {"applications": {"penstock": {"deployments": deployments}}}
         return SimpleNamespace(get_serve_details=lambda: details)
 
-    for options, code in (
-        ({"runtime_env": {"working_dir": "local:///storage/serving/code/1a2b"}}, "1a2b"),
-        ({"num_cpus": 0.1}, None),
+    folder = "local:///storage/serving/code/1a2b"
+    asks = {"PENSTOCK_SERVING__REQUIRE_KEY": "True", "PENSTOCK_PROFILE": "local"}
+    for options, found in (
+        ({"runtime_env": {"working_dir": folder}}, ("1a2b", None)),
+        ({"runtime_env": {"working_dir": folder, "env_vars": asks}}, ("1a2b", "True")),
+        ({"num_cpus": 0.1}, ("", None)),
     ):
         monkeypatch.setattr(
             ray.serve.context, "_get_global_client", lambda options=options: running(options)
         )
-        assert server._root_code() == code
+        assert server._what_matters(server._root_runtime_env()) == found
 
 
 class TestStartInBackground:
