@@ -26,10 +26,7 @@ GUARDED = (
     ("POST", PREDICT),
     ("GET", f"/v1/models/{MODEL}"),
     ("POST", "/v1/tables/card_fraud.transactions/events"),
-    *(
-        ("GET", path)
-        for path in ("/", "/healthz", "/readyz", "/metrics", "/v1/models", "/nowhere")
-    ),
+    *(("GET", path) for path in ("/", "/healthz", "/readyz", "/metrics", "/v1/models", "/nowhere")),
 )
 
 
