@@ -47,7 +47,11 @@ _PREFIX = "PENSTOCK_"
 CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
 # Tells a job which request it answers, and that somebody reads its marker lines.
 REQUEST_ID_VARIABLE = "PENSTOCK_REQUEST_ID"
-_VARIABLES_THAT_ARE_NO_SETTING = frozenset({CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE})
+# Tells a job, and whoever prepares its environment, that an earlier one of the request was lost.
+ATTEMPT_VARIABLE = "PENSTOCK_ATTEMPT"
+_VARIABLES_THAT_ARE_NO_SETTING = frozenset(
+    {CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE, ATTEMPT_VARIABLE}
+)
 _SECRETS = frozenset(
     {
         "feature_store.registry_url",

@@ -261,6 +261,10 @@ class TestHeadsAndPaths:
     def test_another_host_is_refused(self, server: Server, path: str | None):
         refused(server.send(body_of(), path=path, headers={**JSON, "Host": "evil.example"}), 421)
 
+    def test_a_page_of_another_server_is_refused(self, server: Server):
+        headers = {**JSON, "Origin": "https://evil.example"}
+        refused(server.send(body_of(), headers=headers), 403)
+
     def test_a_request_id_without_end_is_422(self, server: Server):
         refused(server.send(body_of(), headers={**JSON, "X-Request-Id": "x" * 5_000}), 422)
 

@@ -85,9 +85,11 @@ def small(tmp_path_factory: pytest.TempPathFactory, project: Project, ray_cluste
     return Project(root=root, storage=project.storage)
 
 
-def start_demo(small: Project, *arguments: str, request_id: str = "") -> subprocess.Popen[str]:
+def start_demo(
+    small: Project, *arguments: str, request_id: str = "", first: str = ""
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, request_id, *arguments],
+        [sys.executable, "-c", first + RUN, request_id, *arguments],
         env=small.environment,
         cwd=small.root,
         stdout=subprocess.PIPE,
@@ -96,10 +98,24 @@ def start_demo(small: Project, *arguments: str, request_id: str = "") -> subproc
     )
 
 
-def demo(small: Project, *arguments: str, request_id: str = "") -> tuple[int, str, str]:
-    process = start_demo(small, *arguments, request_id=request_id)
+def demo(
+    small: Project, *arguments: str, request_id: str = "", first: str = ""
+) -> tuple[int, str, str]:
+    process = start_demo(small, *arguments, request_id=request_id, first=first)
     output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
+
+
+# Says once of each package that Ray still has it, as it does while an earlier job ends.
+AS_IF_SENT = """
+from ray.dashboard.modules import dashboard_sdk
+asked = set()
+def has(self, uri, _has=dashboard_sdk.SubmissionClient._package_exists):
+    first = uri not in asked
+    asked.add(uri)
+    return first or _has(self, uri)
+dashboard_sdk.SubmissionClient._package_exists = has
+"""
 
 
 def is_serving(cluster: LocalCluster) -> bool:
@@ -164,6 +180,20 @@ class TestJobs:
         assert ended[1][1] == ended[2][1]
         assert "the first attempt" in ended[0][2]
         assert "the first attempt" not in ended[1][2]
+
+    def test_code_that_ray_removed_at_that_moment_is_sent_again(self, small):
+        # A file of its own: code that no earlier job has sent.
+        (small.root / "jobs" / "new.py").write_text(f"# {os.getpid()}")
+        code, output, errors = demo(small, "sum", "4", first=AS_IF_SENT)
+        assert code == 0, errors
+        assert json.loads(output)["sum"] == 5
+
+    def test_without_another_attempt_such_a_job_is_lost(self, small):
+        (small.root / "jobs" / "new.py").write_text(f"# {os.getpid()} again")
+        once = "from penstock.cluster import jobs\njobs._MOST_LOST = 1\n"
+        code, _, errors = demo(small, "sum", "4", first=AS_IF_SENT + once)
+        assert code == 1
+        assert "Failed to download runtime_env file package" in errors
 
     def test_ctrl_c_asks_the_job_to_stop_and_it_gives_back_what_it_holds(self, small):
         log = small.storage / "demo.log"

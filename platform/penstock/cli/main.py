@@ -51,8 +51,8 @@ def options(
 
 _MODULES = (
     "cluster", "init", "sample", "data", "features", "feature_study", "training_sets", "stream",
-    "audit", "train", "tune", "reproduce", "models", "signing_keys", "api_keys", "serve", "score",
-    "cost", "audit_log",
+    "audit", "train", "tune", "reproduce", "models", "export", "signing_keys", "api_keys", "serve",
+    "score", "cost", "audit_log",
 )  # fmt: skip
 for _name in _MODULES:
     importlib.import_module(f"penstock.cli.{_name}").register(app)

@@ -46,17 +46,20 @@ s#^\( *http-request return\) .* if routes$#\1 {no_routes} if routes#
 /^frontend http_frontend/a\
     option http-buffer-request\
     timeout http-request 10s\
+    http-request replace-path '^/v2/models/([^/]+)(/.*)?$' '/v1/models/\\1/v2\\2'\
     http-request set-header x-request-disconnect-disabled ?1\
     http-request del-header x-request-timeout-seconds\
     http-request set-header x-request-id %[uuid] if !{{ req.hdr(x-request-id) -m found }}
 s#status 404 content-type text/plain lf-string .*#{not_found}#
 """
 
-# The default log is a UDP syslog that nobody listens to: its lines go. The list of
-# all routes, which HAProxy and every replica would give to anybody, is a 404. Those added to the
-# frontend: a body must arrive within 10 s; Serve need not watch for clients that leave (it starts
-# two more tasks a request for that, and an answer takes milliseconds); a client can't make Serve
-# answer its own plain-text 408; every request has an id, which stays when a second replica gets it.
+# The default log is a UDP syslog that nobody listens to: its lines go. The list of all routes,
+# which HAProxy and every replica would give to anybody, is a 404. Those added to the frontend: a
+# model's paths of the Open Inference Protocol lead to the model's own prefix, for Serve knows one
+# for each application; a body must arrive within 10 s; Serve need not watch for clients that leave
+# (it starts two more tasks a request for that, and an answer takes milliseconds); a client can't
+# make Serve answer its own plain-text 408; every request has an id, which stays when a second
+# replica gets it.
 
 # A soft-stopped HAProxy may keep its connections this long after a reload; a replica's port is not
 # given to another replica before (Serve adds 30 s).

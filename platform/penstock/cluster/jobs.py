@@ -18,7 +18,7 @@ from penstock.cluster.connection import submission_client
 from penstock.cluster.display import Display
 from penstock.cluster.runtime_env import runtime_env
 from penstock.errors import ClusterError, JobFailedError, PenstockError, unknown_name
-from penstock.settings import REQUEST_ID_VARIABLE, Settings
+from penstock.settings import ATTEMPT_VARIABLE, REQUEST_ID_VARIABLE, Settings
 
 EXIT_INTERRUPTED = 130
 _FIRST_POLL_S = 0.1
@@ -35,6 +35,10 @@ _RETRY_S = 1.0
 _NO_ANSWER = (OSError, RuntimeError)
 # What Ray writes into each job's log by itself.
 _RAYS_OWN_LINES = re.compile(r"job_manager\.py:\d+ -- |^Running entrypoint for job ")
+# Ray's client does not send code that is still there from an earlier job, and Ray removes it when
+# that job ends: between the two the new job cannot start. It has done nothing then.
+_CODE_WAS_GONE = "Failed to download runtime_env file package"
+_MOST_LOST = 3
 _ENDED_BADLY = frozenset({"FAILED", "STOPPED"})
 _FINAL = _ENDED_BADLY | {"SUCCEEDED"}
 T = TypeVar("T")
@@ -96,18 +100,29 @@ def _run(
     console = Console(stderr=True)
     # A job's driver runs in a login shell that may find another python first.
     interpreter = sys.executable if settings.ray.address is None else "python"
-    job = {
+    job: dict[str, Any] = {
         "entrypoint": shlex.join([interpreter, *command]),
         "runtime_env": runtime_env(settings, {REQUEST_ID_VARIABLE: request_id}),
         "entrypoint_num_cpus": num_cpus,
     }
     attempt = 1
     submission_id = submission_id_of(name, request_id)
+    num_lost = 0
     try:
-        while not _submit(client, submission_id, job):
-            attempt += 1
-            submission_id = submission_id_of(name, request_id, attempt)
-        return Follower(client, submission_id, console, title=f"{name}: starting").follow()
+        while True:
+            while not _submit(client, submission_id, job):
+                attempt += 1
+                submission_id = submission_id_of(name, request_id, attempt)
+            follower = Follower(client, submission_id, console, title=f"{name}: starting")
+            try:
+                return follower.follow()
+            except JobFailedError as error:
+                num_lost += 1
+                if _CODE_WAS_GONE not in error.found or num_lost == _MOST_LOST:
+                    raise
+            # Another environment, as nodes see it: for 10 s they keep that the last one failed.
+            variables = {REQUEST_ID_VARIABLE: request_id, ATTEMPT_VARIABLE: str(num_lost + 1)}
+            job["runtime_env"] = runtime_env(settings, variables)
     except KeyboardInterrupt:
         console.print(f"asking job {submission_id} to stop …", highlight=False, soft_wrap=True)
         _stop(client, submission_id)

@@ -6,6 +6,7 @@ than the prediction itself.
 
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 ROOT_APP = "penstock"
 """The Serve application at `/`; a model must not take its name."""
 MODEL_PREFIX = "/v1/models/"
+# The ingress leads /v2/models/<model>/… to the model's own prefix.
+_OPEN_INFERENCE = re.compile(r"/v2(/|$)|/v1/models/[^/]+/v2(/|$)")
 _LOOPBACK_NAMES = frozenset({b"127.0.0.1", b"localhost", b"[::1]"})
 _RETRY_AFTER_S = b"1"
 # A refused body is read to its end, up to here, so that the client gets to read the answer.
@@ -39,14 +42,21 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def error_answer(error: RequestError, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
-    """Write a refusal as `{code, message, path}`; ASCII, so any text of the caller's can stand."""
+def error_answer(
+    error: RequestError, headers: tuple[tuple[bytes, bytes], ...] = (), *, asked: str = ""
+) -> Answer:
+    """Write a refusal as `{code, message, path}`; ASCII, so any text of the caller's can stand.
+
+    Who asks at a path of the Open Inference Protocol finds the message as `error`, too.
+    """
     if error.status == 503 and not any(name == b"retry-after" for name, _ in headers):
         headers = (*headers, (b"retry-after", _RETRY_AFTER_S))
     if error.status == 401:
         headers = (*headers, (b"www-authenticate", b'Bearer realm="penstock"'))
-    body = json.dumps({"code": error.code, "message": error.message, "path": error.path})
-    return Answer(status=error.status, body=body.encode("ascii"), headers=headers)
+    parts = {"code": error.code, "message": error.message, "path": error.path}
+    if _OPEN_INFERENCE.match(asked):
+        parts["error"] = error.message
+    return Answer(status=error.status, body=json.dumps(parts).encode("ascii"), headers=headers)
 
 
 def method_answer(method: str, *allowed: str) -> Answer:
@@ -70,21 +80,28 @@ def only_header(headers: Headers, name: bytes) -> bytes | None:
 
 
 def check_host(headers: Headers) -> None:
-    """Refuse requests that were sent to another name than this machine's loopback.
+    """Refuse requests that were sent to another name than this machine's loopback, or from a page.
 
-    A web page whose name resolves to 127.0.0.1 (DNS rebinding) must not reach the models.
+    A web page whose name resolves to 127.0.0.1 (DNS rebinding) must not reach the models; nor must
+    one that sends a request whose answer it may not read.
 
     Raises:
-        RequestError: 421.
+        RequestError: 421 for the name, 403 for the page.
     """
-    host = only_header(headers, b"host") or b""
-    name, _, port = host.rpartition(b":") if not host.endswith(b"]") else (host, b"", b"")
-    if not name:
-        name, port = host, b""
-    if name.lower() not in _LOOPBACK_NAMES or (port and not port.isdigit()):
+    if not _is_loopback(only_header(headers, b"host") or b""):
         raise RequestError(
             421, "wrong_host", "this server answers only to 127.0.0.1, localhost and [::1]"
         )
+    for name, value in headers:
+        if name == b"origin" and not _is_loopback(value.rpartition(b"://")[2]):
+            raise RequestError(403, "wrong_origin", "this server answers no pages of other servers")
+
+
+def _is_loopback(host: bytes) -> bool:
+    name, _, port = host.rpartition(b":") if not host.endswith(b"]") else (host, b"", b"")
+    if not name:
+        name, port = host, b""
+    return name.lower() in _LOOPBACK_NAMES and (not port or port.isdigit())
 
 
 def check_json(headers: Headers, *kinds: bytes) -> bytes:
@@ -101,7 +118,7 @@ def check_json(headers: Headers, *kinds: bytes) -> bytes:
         kind = kind.strip()
         charset = parameter.strip().replace(b'"', b"")
         if kind not in allowed or charset not in (b"", b"charset=utf-8"):
-            listed = " or ".join(name.decode() for name in allowed)
+            listed = " or ".join(name.decode() for name in allowed if name)
             raise RequestError(415, "wrong_content_type", f"send Content-Type: {listed}, in UTF-8")
     encoding = only_header(headers, b"content-encoding")
     if encoding is not None and encoding.strip().lower() != b"identity":
@@ -240,8 +257,8 @@ async def answer_safely(
         check_host(scope["headers"])
         return await handle(scope, receive)
     except RequestError as error:
-        return error_answer(error)
+        return error_answer(error, asked=scope["path"])
     except Exception:
         logger.exception("a request failed in %s", scope.get("path"))
         fault = RequestError(503, "internal", "the server failed on this request; it is logged")
-        return error_answer(fault)
+        return error_answer(fault, asked=scope["path"])

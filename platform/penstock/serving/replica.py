@@ -10,13 +10,11 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from penstock.errors import IntegrityError, RequestError, StoreEmptyError
 from penstock.features.online import OnlineReader
@@ -34,6 +32,7 @@ from penstock.serving.prediction_log import (
     log_folder,
 )
 from penstock.serving.predictor import Predictor
+from penstock.serving.protocols import Protocol, Protocols, Scored
 from penstock.serving.requests import RequestParser, Row
 from penstock.settings import Settings, load_settings
 
@@ -56,14 +55,6 @@ class ReplicaArguments(Record):
     digest: str
     package_path: str
     max_body_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scored:
-    """The answer of the batch for one request's rows."""
-
-    scores: np.ndarray
-    missing: Sequence[tuple[str, ...]]
 
 
 class Replica:
@@ -90,10 +81,16 @@ class Replica:
             settings, package.signature.use_case, package.signature.feature_service
         )
         _check_same_features(package, self._reader)
-        self._parser = RequestParser(
-            package.signature.request_fields,
-            max_rows=self._policy.max_rows_per_request,
-            max_body_bytes=self._arguments.max_body_bytes,
+        self._protocols = Protocols(
+            model=self._arguments.model,
+            version=self._arguments.version,
+            digest=self._arguments.digest,
+            signature=package.signature,
+            parser=RequestParser(
+                package.signature.request_fields,
+                max_rows=self._policy.max_rows_per_request,
+                max_body_bytes=self._arguments.max_body_bytes,
+            ),
         )
         self._max_body_bytes = self._arguments.max_body_bytes
         self._max_requests = self._policy.max_requests_in_flight
@@ -104,11 +101,6 @@ class Replica:
         self._num_rows = 0
         self._gatekeeper = Gatekeeper(settings)
         self._scope = f"predict:{self._arguments.model}"
-        self._route = f"/v1/models/{self._arguments.model}"
-        self._predict_paths = {
-            f"{self._route}/predict",
-            f"{self._route}/versions/{self._arguments.version}/predict",
-        }
         if settings.serving.log_predictions:
             self._log = _open_log(settings, package, self._reader)
         self._metrics = RequestMetrics(
@@ -117,7 +109,7 @@ class Replica:
             take_num_unlogged=self._log.take_num_dropped if self._log else lambda: 0,
         )
         if self._policy.min_replicas == self._policy.max_replicas:
-            shortcut.take(frozenset(self._predict_paths), http.AsgiApp(self.handle))
+            shortcut.take(frozenset(self._protocols.posts), http.AsgiApp(self.handle))
         _spare_the_collector()
         sys.setswitchinterval(_SWITCH_S)
         self._batcher = Batcher(
@@ -150,53 +142,31 @@ class Replica:
     async def _answer(self, scope: http.Scope, receive: http.Receive) -> http.Answer:
         path = scope["path"]
         self._gatekeeper.check(scope["headers"], self._scope)
-        if path in self._predict_paths:
+        protocol = self._protocols.posts.get(path)
+        if protocol is not None:
             if scope["method"] != "POST":
                 return http.method_answer(scope["method"], "POST")
-            return await self._predict(scope, receive)
-        if path == self._route:
+            return await self._ask(scope, receive, protocol)
+        page = self._protocols.pages.get(path)
+        if page is not None:
             if scope["method"] not in ("GET", "HEAD"):
                 return http.method_answer(scope["method"], "GET")
-            return self._describe()
-        raise self._unknown(path)
+            return page()
+        raise self._protocols.unknown(path)
 
-    def _unknown(self, path: str) -> RequestError:
-        wanted = path.removeprefix(f"{self._route}/versions/")
-        if wanted != path and wanted.endswith("/predict"):
-            version = wanted.removesuffix("/predict")
-            return RequestError(
-                404,
-                "unknown_version",
-                f"version {version[:50]!a} of {self._arguments.model} is not served; "
-                f"version {self._arguments.version} is",
-            )
-        return http.unknown_path(path)
-
-    def _describe(self) -> http.Answer:
-        fields = [field.model_dump() for field in self._signature.request_fields]
-        body = {
-            "model": self._arguments.model,
-            "version": self._arguments.version,
-            "digest": self._arguments.digest,
-            "estimator": self._signature.estimator,
-            "feature_service": self._signature.feature_service,
-            "feature_names": self._signature.feature_names,
-            "request_fields": fields,
-            "threshold": self._signature.threshold,
-            "predict": f"{self._route}/predict",
-        }
-        return http.Answer(status=200, body=orjson.dumps(body))
-
-    async def _predict(self, scope: http.Scope, receive: http.Receive) -> http.Answer:
+    async def _ask(
+        self, scope: http.Scope, receive: http.Receive, protocol: Protocol
+    ) -> http.Answer:
+        """Read a request's rows, score them among those of others, and answer."""
         headers = scope["headers"]
         if self._num_requests >= self._max_requests:
             raise _overloaded(f"{self._num_requests} requests are in flight")
         self._num_requests += 1
         num_rows = 0
         try:
-            http.check_json(headers)
+            http.check_json(headers, *protocol.kinds)
             body = await http.read_body(headers, receive, max_bytes=self._max_body_bytes)
-            rows = self._parser.parse(body)
+            rows, beside = protocol.read(headers, body)
             if self._num_rows and self._num_rows + len(rows) > self._max_rows:
                 raise _overloaded(f"{self._num_rows} rows are in flight")
             asked = self._asked(headers, body, rows)
@@ -208,7 +178,7 @@ class Replica:
             self._num_rows -= num_rows
         if isinstance(scored, RequestError):
             raise scored
-        return self._write(scored, asked.prediction_id)
+        return protocol.write(scored, asked.prediction_id, beside)
 
     def _asked(self, headers: http.Headers, body: bytes, rows: list[Row]) -> Asked:
         """Name the predictions of this request: the same ones where a client sends it again."""
@@ -223,28 +193,7 @@ class Replica:
         # latin-1 gives every byte that a header may hold a character.
         return Asked(identity.hexdigest(), request_id.decode("latin-1") or None, rows)
 
-    def _write(self, scored: _Scored, prediction_id: str) -> http.Answer:
-        threshold = self._signature.threshold
-        predictions = []
-        for index, (score, missing) in enumerate(
-            zip(scored.scores.tolist(), scored.missing, strict=True)
-        ):
-            prediction: dict[str, Any] = {
-                "prediction_id": f"{prediction_id}-{index}",
-                "score": score,
-            }
-            if threshold is not None:
-                prediction["label"] = int(score >= threshold)
-            prediction["missing"] = missing
-            predictions.append(prediction)
-        document = {
-            "model": self._arguments.model,
-            "version": self._arguments.version,
-            "predictions": predictions,
-        }
-        return http.Answer(status=200, body=orjson.dumps(document))
-
-    async def _score(self, requests: Sequence[Asked]) -> list[_Scored | RequestError]:
+    async def _score(self, requests: Sequence[Asked]) -> list[Scored | RequestError]:
         """Look up and score the rows of all waiting requests at once."""
         try:
             scored = await self._score_rows(requests)
@@ -257,23 +206,23 @@ class Replica:
                 raise
             # One poisonous request must not fail its neighbours.
             return [await self._score_alone(request) for request in requests]
-        answers: list[_Scored | RequestError] = []
+        answers: list[Scored | RequestError] = []
         start = 0
         for request in requests:
             end = start + len(request.rows)
-            part = _Scored(scores=scored.scores[start:end], missing=scored.missing[start:end])
+            part = Scored(scores=scored.scores[start:end], missing=scored.missing[start:end])
             answers.append(self._check_finite(part))
             start = end
         return answers
 
-    async def _score_alone(self, request: Asked) -> _Scored | RequestError:
+    async def _score_alone(self, request: Asked) -> Scored | RequestError:
         try:
             return self._check_finite(await self._score_rows([request]))
         except Exception:  # noqa: BLE001 - whatever one request meets, its neighbours are answered
             http.logger.exception("a request failed in the model or the feature store")
             return RequestError(503, "internal", "the server failed on this request; it is logged")
 
-    async def _score_rows(self, requests: Sequence[Asked]) -> _Scored:
+    async def _score_rows(self, requests: Sequence[Asked]) -> Scored:
         rows = [row for request in requests for row in request.rows]
         scores, missing, found = [], [], []
         for start in range(0, len(rows), _ROWS_PER_STEP):
@@ -288,9 +237,9 @@ class Replica:
         all_scores = scores[0] if len(scores) == 1 else np.concatenate(scores)
         if self._log is not None:
             self._log.put(AnsweredBatch(time.time_ns() // 1_000, requests, found, all_scores))
-        return _Scored(scores=all_scores, missing=missing)
+        return Scored(scores=all_scores, missing=missing)
 
-    def _check_finite(self, scored: _Scored) -> _Scored | RequestError:
+    def _check_finite(self, scored: Scored) -> Scored | RequestError:
         finite = np.isfinite(scored.scores)
         if finite.all():
             return scored

@@ -92,39 +92,49 @@ class RequestParser:
                         422, "unknown_key", f"{shown(key)} is no key; only rows is", path="$"
                     )
             raise RequestError(422, "missing_field", "the key rows is missing", path="$")
-        rows = document["rows"]
+        return self.rows_of(document["rows"])
+
+    def rows_of(self, rows: Any, *, path: str = "$.rows") -> list[Row]:
+        """Check and type rows.
+
+        Args:
+            rows: what a body has in their place.
+            path: where that stands in the body.
+
+        Raises:
+            RequestError: 422, with the path of the offending part.
+        """
         if type(rows) is not list:
-            raise wrong_type(rows, "an array of rows", "$.rows")
+            raise wrong_type(rows, "an array of rows", path)
         if not rows:
-            raise RequestError(422, "no_rows", "rows is empty; send at least one", path="$.rows")
+            raise RequestError(422, "no_rows", "there is no row; send at least one", path=path)
         if len(rows) > self._max_rows:
             raise RequestError(
                 422,
                 "too_many_rows",
                 f"{len(rows)} rows in one request; at most {self._max_rows} are taken",
-                path="$.rows",
+                path=path,
             )
-        return [self._row_of(row, index) for index, row in enumerate(rows)]
+        return [self._row_of(row, path, index) for index, row in enumerate(rows)]
 
-    def _row_of(self, row: Any, index: int) -> Row:
+    def _row_of(self, row: Any, path: str, index: int) -> Row:
         if type(row) is not dict:
-            raise wrong_type(row, "an object", f"$.rows[{index}]")
+            raise wrong_type(row, "an object", f"{path}[{index}]")
         typed: Row = {}
         try:
             for name, convert in self._fields:
                 typed[name] = convert(row[name])
         except KeyError:
-            raise self._wrong_keys(row, index) from None
+            raise self._wrong_keys(row, f"{path}[{index}]") from None
         except _ValueRefusedError as refused:
             raise RequestError(
-                422, refused.code, f"{name} {refused.what}", path=f"$.rows[{index}].{name}"
+                422, refused.code, f"{name} {refused.what}", path=f"{path}[{index}].{name}"
             ) from None
         if len(row) != len(typed):
-            raise self._wrong_keys(row, index)
+            raise self._wrong_keys(row, f"{path}[{index}]")
         return typed
 
-    def _wrong_keys(self, row: Mapping[str, Any], index: int) -> RequestError:
-        path = f"$.rows[{index}]"
+    def _wrong_keys(self, row: Mapping[str, Any], path: str) -> RequestError:
         extra = next((key for key in row if key not in self._names), None)
         if extra is not None:
             allowed = ", ".join(name for name, _ in self._fields)

@@ -9,6 +9,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
+from importlib.metadata import version
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from penstock.serving import http
 from penstock.serving.api_keys import READ, Gatekeeper
 from penstock.serving.client import open_directly
 from penstock.serving.events import EventIntake, table_of
+from penstock.serving.open_inference import EXTENSIONS
 from penstock.settings import load_settings
 
 _METRICS_KEPT = re.compile(rb"(?:# (?:HELP|TYPE) )?ray_(?:penstock|serve)_")
@@ -60,6 +62,9 @@ class Root:
             "/readyz": self._ready,
             "/metrics": self._metrics,
             "/v1/models": self._models,
+            "/v2": self._describe,
+            "/v2/health/live": self._health,
+            "/v2/health/ready": self._ready,
         }
         if path not in handlers:
             await http.drain(receive)
@@ -67,6 +72,10 @@ class Root:
         if scope["method"] not in ("GET", "HEAD"):
             return http.method_answer(scope["method"], "GET")
         return await handlers[path]()
+
+    async def _describe(self) -> http.Answer:
+        parts = {"name": "penstock", "version": version("penstock"), "extensions": EXTENSIONS}
+        return http.Answer(status=200, body=orjson.dumps(parts))
 
     async def _health(self) -> http.Answer:
         return http.Answer(status=200, body=b'{"status":"ok"}')

@@ -53,6 +53,17 @@ class TestHost:
             http.check_host([(b"host", host)])
         assert caught.value.status == 421
 
+    @pytest.mark.parametrize(
+        "origin", [b"https://evil.example", b"null", b"http://127.0.0.1.evil.example", b""]
+    )
+    def test_a_page_of_another_server_is_refused(self, origin: bytes):
+        with pytest.raises(RequestError) as caught:
+            http.check_host([LOOPBACK, (b"origin", origin)])
+        assert (caught.value.status, caught.value.code) == (403, "wrong_origin")
+
+    def test_a_page_of_this_machine_is_taken(self):
+        http.check_host([LOOPBACK, (b"origin", b"http://localhost:8000")])
+
     def test_no_host_and_two_hosts_are_refused(self):
         for headers in ([], [LOOPBACK, (b"host", b"evil.example")]):
             with pytest.raises(RequestError):

@@ -1,0 +1,1 @@
+"""What `penstock models export` writes beside a graph; nothing here imports Penstock."""
