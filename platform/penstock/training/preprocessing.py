@@ -100,12 +100,14 @@ class Preprocessing:
         def fill(block: slice) -> None:
             into[block] = self._scaled(features[block])
 
-        # The columns of rows up to 2 n come to lie where rows up to n were: a turn writes over
-        # what the turns before it have read, and over nothing else.
-        start, end = 0, ROWS_PER_BLOCK
+        # The columns of rows up to 2 n come to lie where rows up to n were: a turn writes over what
+        # the turns before it have read, and over nothing else. The first rows, which have no turn
+        # before them, are read as one before any of them is written.
+        fill(slice(0, min(ROWS_PER_BLOCK, num_rows)))
+        start = ROWS_PER_BLOCK
         while start < num_rows:
-            each_block(min(end, num_rows) - start, fill, start=start)
-            start, end = end, 2 * end
+            each_block(min(start, num_rows - start), fill, start=start)
+            start *= 2
         return into
 
     @property

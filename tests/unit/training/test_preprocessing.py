@@ -62,7 +62,7 @@ class TestFit:
         expected = ((filled - fitted.means) / fitted.scales).astype(np.float32)
         np.testing.assert_array_equal(fitted.apply(rows), expected)
 
-    @pytest.mark.parametrize("num_rows", [1, 64, 127, 128, 129, 640, 9_001])
+    @pytest.mark.parametrize("num_rows", [1, 64, 200, 256, 257, 300, 1030, 9_001])
     def test_scaled_in_the_features_own_memory_they_are_the_same_numbers(
         self, num_rows, monkeypatch
     ):
@@ -72,8 +72,8 @@ class TestFit:
 
         # Many blocks of few rows, in the order in which threads would do the most harm: each
         # one's columns come to lie where others were.
-        monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 64)
-        monkeypatch.setattr(preprocessing, "ROWS_PER_BLOCK", 64)
+        monkeypatch.setattr(row_blocks, "ROWS_PER_BLOCK", 256)
+        monkeypatch.setattr(preprocessing, "ROWS_PER_BLOCK", 256)
         monkeypatch.setattr(preprocessing, "each_block", last_first)
         rows = np.random.default_rng(0).normal(5, 3, size=(num_rows, 3))
         fitted = fit(rows, feature_names=("a", "b", "c"))
