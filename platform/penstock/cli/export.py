@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.cli.models import models
+from penstock.cli.models import models, verified
 from penstock.cli.output import JsonFlag, emit
 
 if TYPE_CHECKING:
@@ -30,12 +30,8 @@ def export(
 
     settings = load_settings()
     from penstock.registry.export import export as export_package
-    from penstock.registry.package import verify
-    from penstock.registry.versions import ModelRegistry
 
-    registry = ModelRegistry(settings)
-    found = registry.resolve(name, version)
-    package = verify(registry.folder(name, found.version), settings, digest=found.digest)
+    _, _, package = verified(settings, name, version)
     made = export_package(settings, package, to)
 
     def render(console: "Console") -> None:

@@ -13,8 +13,9 @@ from rich.console import Console
 from penstock.cli.output import JsonFlag, emit
 
 if TYPE_CHECKING:
+    from penstock.registry.package import VerifiedPackage
     from penstock.registry.promotion import Comparison
-    from penstock.registry.versions import ModelVersion, Move
+    from penstock.registry.versions import ModelRegistry, ModelVersion, Move
     from penstock.settings import Settings
 
 models = typer.Typer(
@@ -67,12 +68,9 @@ def show(
     from penstock.settings import load_settings
 
     settings = load_settings()
-    from penstock.registry.package import CARD_FILE, verify
-    from penstock.registry.versions import ModelRegistry
+    from penstock.registry.package import CARD_FILE
 
-    registry = ModelRegistry(settings)
-    found = registry.resolve(name, version)
-    package = verify(registry.folder(name, found.version), settings, digest=found.digest)
+    registry, found, package = verified(settings, name, version)
     moves = registry.moves(name)
     card = package.files[CARD_FILE].decode()
     result = {
@@ -264,12 +262,8 @@ def card(
 
     settings = load_settings()
     from penstock.registry.card_page import write_card
-    from penstock.registry.package import verify as verify_package
-    from penstock.registry.versions import ModelRegistry
 
-    registry = ModelRegistry(settings)
-    found = registry.resolve(name, version)
-    package = verify_package(registry.folder(name, found.version), settings, digest=found.digest)
+    registry, found, package = verified(settings, name, version)
     moves = [move for move in registry.moves(name) if found.version == move.to_version]
     standing = [
         f"aliases: {', '.join(found.aliases) or 'none'}",
@@ -282,6 +276,19 @@ def card(
             console.print(file, highlight=False, soft_wrap=True)
 
     emit({"name": name, "version": found.version, "files": files}, as_json=as_json, render=render)
+
+
+def verified(
+    settings: "Settings", name: str, version: int | None
+) -> "tuple[ModelRegistry, ModelVersion, VerifiedPackage]":
+    """Find a version, None being the champion, and read its package, every byte of it checked."""
+    from penstock.registry.package import verify as verify_package
+    from penstock.registry.versions import ModelRegistry
+
+    registry = ModelRegistry(settings)
+    found = registry.resolve(name, version)
+    package = verify_package(registry.folder(name, found.version), settings, digest=found.digest)
+    return registry, found, package
 
 
 def _compared_metrics(settings: "Settings", found: "list[ModelVersion]") -> list[str]:

@@ -6,7 +6,6 @@ A replica looks at the file's stamp once a second, so a key that was revoked is 
 A file that is damaged lets nobody in.
 """
 
-import contextlib
 import hashlib
 import hmac
 import re
@@ -141,11 +140,12 @@ def own_token(settings: Settings) -> str:
     if not settings.serving.require_key:
         return ""
     file = keys_file(settings).with_name("own.token")
-    with contextlib.suppress(FileNotFoundError):
+    # Two first users must not leave a key that opens all and that nobody knows.
+    with _locked(settings, "own-token"):
+        if not file.exists():
+            _, token = create(settings, "penstock itself", [ADMIN], valid_for=None)
+            write_whole(file, token.encode(), mode=0o600)
         return file.read_text()
-    _, token = create(settings, "penstock itself", [ADMIN], valid_for=None)
-    write_whole(file, token.encode(), mode=0o600)
-    return token
 
 
 def list_keys(settings: Settings) -> tuple[ApiKey, ...]:
@@ -267,10 +267,9 @@ def _digest(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest()
 
 
-def _locked(settings: Settings) -> AbstractContextManager[None]:
-    return exclusive(
-        settings.storage_path / "locks" / "api-keys.lock", what="the keys", wait_s=_LOCK_WAIT_S
-    )
+def _locked(settings: Settings, what: str = "api-keys") -> AbstractContextManager[None]:
+    file = settings.storage_path / "locks" / f"{what}.lock"
+    return exclusive(file, what="the keys", wait_s=_LOCK_WAIT_S)
 
 
 def _write(settings: Settings, keys: tuple[ApiKey, ...]) -> None:

@@ -108,7 +108,8 @@ class InferReader:
         _check_keys(document, _REQUEST_KEYS, "$")
         parameters = _object_at(document, "parameters", "$")
         columns = self._columns(document.get("inputs"), tail)
-        rows = [dict(zip(columns, values, strict=True)) for values in _transposed(columns)]
+        by_row = zip(*columns.values(), strict=True)
+        rows = [dict(zip(columns, values, strict=True)) for values in by_row]
         request_id = document.get("id")
         if request_id is not None and type(request_id) is not str:
             raise wrong_type(request_id, "a string", "$.id")
@@ -128,7 +129,7 @@ class InferReader:
             path = f"$.inputs[{place}]"
             _check_keys(tensor, _INPUT_KEYS, path)
             name = tensor.get("name")
-            if name not in self._datatypes if type(name) is str else True:
+            if type(name) is not str or name not in self._datatypes:
                 raise _no_such("input", name, self._datatypes, path)
             if name in columns:
                 raise RequestError(
@@ -247,10 +248,6 @@ def _parted(headers: http.Headers, body: bytes) -> tuple[bytes, bytes]:
             400, "unreadable", f"Inference-Header-Content-Length is no number up to {len(body)}"
         )
     return body[: int(length)], body[int(length) :]
-
-
-def _transposed(columns: Mapping[str, list[Any]]) -> Any:
-    return zip(*columns.values(), strict=True)
 
 
 def _listed(data: Any, num_rows: int, path: str) -> list[Any]:

@@ -1,25 +1,15 @@
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
-
-from penstock.cli.main import app
 
 Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> Run:
-    (tmp_path / "pyproject.toml").write_text("[tool.penstock]\n")
-    monkeypatch.setenv("PENSTOCK_PROJECT_ROOT", str(tmp_path))
-
-    def invoke(*arguments: str) -> str:
-        done = CliRunner().invoke(app, ["api-keys", *arguments], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    return invoke
+def run(run_in) -> Run:
+    return partial(run_in, "api-keys")
 
 
 def test_a_key_is_shown_once_listed_and_revoked(run: Run):

@@ -1,11 +1,10 @@
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
 
 from penstock import audit
-from penstock.cli.main import app
 from penstock.errors import IntegrityError, UserError
 from penstock.settings import Settings
 
@@ -13,20 +12,8 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch) -> Settings:
-    (tmp_path / "pyproject.toml").write_text("[tool.penstock]\n")
-    monkeypatch.setenv("PENSTOCK_PROJECT_ROOT", str(tmp_path))
-    return Settings(project_root=tmp_path, actor="ada")
-
-
-@pytest.fixture
-def run(project: Settings) -> Run:
-    def invoke(*arguments: str) -> str:
-        done = CliRunner().invoke(app, ["audit", *arguments], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    return invoke
+def run(run_in) -> Run:
+    return partial(run_in, "audit")
 
 
 def test_before_anything_happened_it_says_what_will_be_there(run: Run):
@@ -34,9 +21,9 @@ def test_before_anything_happened_it_says_what_will_be_there(run: Run):
     assert run("verify").startswith("0 records")
 
 
-def test_it_shows_when_who_what(project: Settings, run: Run):
-    audit.append(project, "model.promote", "spills 2", {"reason": "it is better"})
-    audit.append(project, "deployment.serve", "floods 1")
+def test_it_shows_when_who_what(empty_project: Settings, run: Run):
+    audit.append(empty_project, "model.promote", "spills 2", {"reason": "it is better"})
+    audit.append(empty_project, "deployment.serve", "floods 1")
     text = run("show")
     assert "ada" in text
     assert "it is better" in text
@@ -46,20 +33,20 @@ def test_it_shows_when_who_what(project: Settings, run: Run):
     assert [r["number"] for r in json.loads(run("show", "--json", "--last", "1"))] == [2]
 
 
-def test_a_subject_is_a_whole_name(project: Settings, run: Run):
-    audit.append(project, "model.promote", "spills_two 1")
+def test_a_subject_is_a_whole_name(empty_project: Settings, run: Run):
+    audit.append(empty_project, "model.promote", "spills_two 1")
     assert json.loads(run("show", "--json", "--subject", "spills")) == []
 
 
-def test_the_head_that_verify_prints_is_one_that_it_takes(project: Settings, run: Run):
-    audit.append(project, "model.promote", "spills 2")
+def test_the_head_that_verify_prints_is_one_that_it_takes(empty_project: Settings, run: Run):
+    audit.append(empty_project, "model.promote", "spills 2")
     head = run("verify").split()[-1]
     assert run("verify", "--head", head).startswith("1 records")
 
 
-def test_a_changed_record_ends_it_with_the_records_number(project: Settings, run: Run):
-    audit.append(project, "model.promote", "spills 2")
-    file = audit.log_file(project)
+def test_a_changed_record_ends_it_with_the_records_number(empty_project: Settings, run: Run):
+    audit.append(empty_project, "model.promote", "spills 2")
+    file = audit.log_file(empty_project)
     file.write_bytes(file.read_bytes().replace(b"spills 2", b"spills 3"))
     with pytest.raises(IntegrityError, match="record 1 of the audit log") as caught:
         run("verify")

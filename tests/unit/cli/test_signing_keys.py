@@ -1,26 +1,17 @@
 import json
 from collections.abc import Callable
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
 
-from penstock.cli.main import app
 from penstock.errors import GateRefusedError
 
 Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> Run:
-    (tmp_path / "pyproject.toml").write_text("[tool.penstock]\n")
-    monkeypatch.setenv("PENSTOCK_PROJECT_ROOT", str(tmp_path))
-
-    def invoke(*arguments: str) -> str:
-        done = CliRunner().invoke(app, ["signing-keys", *arguments], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    return invoke
+def run(run_in) -> Run:
+    return partial(run_in, "signing-keys")
 
 
 def test_keys_are_made_listed_and_trusted_no_more(run: Run):
