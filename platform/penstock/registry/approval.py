@@ -1,4 +1,7 @@
-"""Two pairs of eyes: where the gate asks for it, a champion needs somebody else's approval."""
+"""Two pairs of eyes: where the gate asks for it, a champion needs somebody else's approval.
+
+Who somebody is, the settings say; it is taken at its word.
+"""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
