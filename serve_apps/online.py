@@ -15,6 +15,7 @@ from ray.serve.schema import LoggingConfig
 from penstock.handover import ServingPolicy
 from penstock.serving.replica import MAX_REQUESTS_IN_SERVE, Replica, ReplicaArguments
 from penstock.serving.root import Root
+from penstock.serving.trial import TrialArguments
 
 # Serve formats a line for each request at INFO, also where the access log is off.
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
@@ -33,6 +34,7 @@ class OnlineArguments(BaseModel):
     package_path: str
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     serving: ServingPolicy = ServingPolicy()
+    trial: TrialArguments | None = None
     runtime_env: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -82,6 +84,7 @@ def build(arguments: OnlineArguments) -> Application:
         digest=arguments.digest,
         package_path=arguments.package_path,
         max_body_bytes=arguments.max_body_bytes,
+        trial=arguments.trial,
     )
     return deployment.bind(replica.model_dump())
 

@@ -11,8 +11,8 @@ from penstock.errors import PenstockError, storage_full
 
 _ORDER = (
     "up", "init", "sample", "data", "features", "train", "tune", "results", "reproduce", "models",
-    "signing-keys", "deploy", "api-keys", "predict", "undeploy", "score", "cost", "audit",
-    "status", "doctor", "down",
+    "signing-keys", "deploy", "rollout", "rollback", "api-keys", "predict", "undeploy", "score",
+    "cost", "audit", "status", "doctor", "down",
 )  # fmt: skip
 
 

@@ -6,16 +6,21 @@ import typer
 from rich.console import Console
 
 from penstock.cli.output import JsonFlag, emit, stderr
+from penstock.errors import UserError
 
 if TYPE_CHECKING:
+    from penstock.serving.deployments import Deployment
+    from penstock.serving.rollout import RolloutPlan
     from penstock.settings import Settings
 
 UseCase = Annotated[str, typer.Argument(help="The use case, a folder of the feature repo.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add `deploy`, `undeploy` and `predict`."""
+    """Add `deploy`, `rollout`, `rollback`, `undeploy` and `predict`."""
     app.command()(deploy)
+    app.command()(rollout)
+    app.command()(rollback)
     app.command()(undeploy)
     app.command()(predict)
 
@@ -25,37 +30,190 @@ def deploy(
     version: Annotated[
         int | None, typer.Option(help="The model version; without it, the champion.", min=1)
     ] = None,
+    canary: Annotated[
+        str | None,
+        typer.Option(
+            help="Shift the traffic in shares (percent of `--split-by`), such as 5,25,50,100.",
+            metavar="SHARES",
+        ),
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Score beside the old version; answer nobody.")
+    ] = False,
+    hold: Annotated[
+        str | None, typer.Option(help="How long each share stays: 90s, 5m, 1h30m [5m].")
+    ] = None,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What takes the version back: p99_ms<50,error_rate<0.001. Measures: error_rate "
+            "(default: <0.01), p50_ms, p99_ms, missing_rate, score_shift; of a shadow "
+            "score_difference and flip_rate too.",
+        ),
+    ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="The field of a request whose value stays with its version [the first]."),
+    ] = None,
+    min_answers: Annotated[
+        int | None,
+        typer.Option(help="A share stays until the version has so many answers [1].", min=0),
+    ] = None,
+    answer_within_ms: Annotated[
+        float | None,
+        typer.Option(help="After that the old version answers, and it counts as failed [250]."),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Serve a model version; the one before answers until the new one does."""
+    """Serve a model version; the one before answers until the new one does.
+
+    With --canary or --shadow both versions stand in every replica, and guards are watched.
+    """
     from penstock.registry.versions import resolve
-    from penstock.serving.deploy import Deployment
-    from penstock.serving.deploy import deploy as deploy_version
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
 
     settings = load_settings()
+    of_a_rollout = (plan or None, hold, guard, split_by, min_answers, answer_within_ms)
+    if canary is None and not shadow:
+        if any(option is not None for option in of_a_rollout):
+            raise UserError(
+                "--plan, --hold, --guard, --split-by, --min-answers and --answer-within-ms are of "
+                "a rollout",
+                next_step="say --canary 5,25,50,100 or --shadow as well",
+            )
+        _deploy_outright(settings, use_case, version, as_json=as_json)
+        return
+    from penstock.durations import parse_duration
+    from penstock.serving.rolling import plan_rollout
+    from penstock.serving.rollout import parse_guards, parse_shares
+
+    made = plan_rollout(
+        settings,
+        resolve(settings, load_model(settings, use_case).name, version),
+        mode="shadow" if shadow else "canary",
+        shares_percent=() if canary is None else parse_shares(canary),
+        hold_s=parse_duration(hold or "5m"),
+        guards=parse_guards(guard or []),
+        split_by=split_by,
+        min_answers=min_answers,
+        answer_within_ms=answer_within_ms,
+    )
+    if plan:
+        emit(made, as_json=as_json, render=lambda out: _render_plan(out, made))
+        return
+    if not as_json:
+        _render_plan(stderr(), made)
+    _roll_out(settings, use_case, made, as_json=as_json)
+
+
+def _deploy_outright(
+    settings: "Settings", use_case: str, version: int | None, *, as_json: bool
+) -> None:
+    from penstock.registry.versions import resolve
+    from penstock.serving.deploy import Deployment
+    from penstock.serving.deploy import deploy as deploy_version
+    from penstock.training.declarations import load_model
+
     if settings.ray.address is None:
         wanted = resolve(settings, load_model(settings, use_case).name, version)
         with stderr().status("") as status:
             deployment = deploy_version(settings, wanted, report=lambda what: status.update(what))
     else:
-        deployment = Deployment.model_validate(_as_job(settings, use_case, version=version))
+        options = [] if version is None else ["--version", str(version)]
+        deployment = Deployment.model_validate(_as_job(settings, use_case, *options))
+    emit(deployment, as_json=as_json, render=lambda out: _render_deployment(out, deployment))
+
+
+def _render_deployment(out: Console, deployment: "Deployment") -> None:
+    out.print(f"{deployment.model} version {deployment.version} answers at")
+    out.print(deployment.predict_url, soft_wrap=True)
+    out.print("\nTry it:")
+    # Copied into a shell, so it must not be wrapped or read as markup.
+    out.print(
+        f"curl -sS {deployment.predict_url} -H 'Content-Type: application/json' "
+        f"-d '{deployment.example}'",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+
+
+def _render_plan(out: Console, plan: "RolloutPlan") -> None:
+    out.print(f"{plan.mode} of {plan.model}: version {plan.from_version} to {plan.to_version}")
+    for number, line in enumerate(plan.steps(), start=1):
+        out.print(f"{number:>3}. {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _roll_out(settings: "Settings", use_case: str, plan: "RolloutPlan", *, as_json: bool) -> None:
+    from penstock.serving.rollout_files import Rollout
+
+    options = ["--rollout", plan.model_dump_json()]
+    done = Rollout.model_validate(_as_job(settings, use_case, *options))
+    stays = done.old if done.outcome == "shadowed" else done.new
+    words = {"shadowed": f"the shadow is over; version {stays.version} serves on"}
+    said = words.get(str(done.outcome), f"version {stays.version} answers everything")
+    emit(done, as_json=as_json, render=lambda out: out.print(f"{plan.model}: {said}"))
+
+
+def rollback(
+    use_case: UseCase,
+    reason: Annotated[str, typer.Option(help="Why; for the audit log.")] = "none given",
+    as_json: JsonFlag = False,
+) -> None:
+    """Go back: out of a rollout under way, else to the version that served before."""
+    from penstock.serving.deployments import Deployment
+    from penstock.serving.way_back import roll_back
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+
+    settings = load_settings()
+    if settings.ray.address is None:
+        model = load_model(settings, use_case).name
+        with stderr().status("") as status:
+            back = roll_back(
+                settings, model, reason=reason, report=lambda what: status.update(what)
+            )
+    else:
+        back = Deployment.model_validate(_as_job(settings, use_case, "--back", reason))
+    emit(
+        back,
+        as_json=as_json,
+        render=lambda out: out.print(f"{back.model} version {back.version} answers everything"),
+    )
+
+
+def rollout(use_case: UseCase, as_json: JsonFlag = False) -> None:
+    """Show the last rollout of a use case's model: how far it is, or how it ended."""
+    from penstock.errors import NotFoundError
+    from penstock.serving import rollout_files
+    from penstock.settings import load_settings
+    from penstock.training.declarations import load_model
+
+    settings = load_settings()
+    model = load_model(settings, use_case).name
+    found = rollout_files.find(settings, model)
+    if found is None:
+        raise NotFoundError(f"{model} had no rollout", next_step="penstock deploy … --canary")
 
     def render(out: Console) -> None:
-        out.print(f"{deployment.model} version {deployment.version} answers at")
-        out.print(deployment.predict_url, soft_wrap=True)
-        out.print("\nTry it:")
-        # Copied into a shell, so it must not be wrapped or read as markup.
-        out.print(
-            f"curl -sS {deployment.predict_url} -H 'Content-Type: application/json' "
-            f"-d '{deployment.example}'",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
+        _render_plan(out, found.plan)
+        moment = rollout_files.now()
+        if found.is_over:
+            how = f"over: {found.outcome}, {found.reason}"
+            out.print(how, markup=False, highlight=False, soft_wrap=True)
+            return
+        stage = f"stage {found.stage + 1} of {found.plan.num_stages}"
+        share = f"{found.share_at(moment):g} % to version {found.plan.to_version}"
+        out.print(f"{found.phase}: {stage}, {share}", highlight=False)
+        if (moment - found.watched_at).total_seconds() > rollout_files.LEASE_S:
+            out.print(
+                "Its process is gone. The same command goes on, `penstock rollback` goes back.",
+                soft_wrap=True,
+            )
 
-    emit(deployment, as_json=as_json, render=render)
+    emit(found, as_json=as_json, render=render)
 
 
 def undeploy(use_case: UseCase, as_json: JsonFlag = False) -> None:
@@ -69,7 +227,7 @@ def undeploy(use_case: UseCase, as_json: JsonFlag = False) -> None:
     if settings.ray.address is None:
         served = undeploy_model(settings, model)
     else:
-        served = bool(_as_job(settings, use_case, remove=True)["was_served"])
+        served = bool(_as_job(settings, use_case, "--remove")["was_served"])
     emit(
         {"model": model, "was_served": served},
         as_json=as_json,
@@ -79,16 +237,12 @@ def undeploy(use_case: UseCase, as_json: JsonFlag = False) -> None:
     )
 
 
-def _as_job(
-    settings: "Settings", use_case: str, *, version: int | None = None, remove: bool = False
-) -> dict[str, Any]:
-    """Deploy on another Ray: its controller is reached from inside its network only."""
+def _as_job(settings: "Settings", use_case: str, *options: str) -> dict[str, Any]:
+    """Deploy from inside the Ray: Serve's controller is reached from inside its network only."""
     from penstock.cluster.jobs import run_job
 
-    options = [] if version is None else ["--version", str(version)]
-    arguments = [use_case, *options, *(["--remove"] if remove else [])]
     # It asks Serve's ingress, which listens on the head's loopback.
-    return run_job(settings, "deploy", arguments, is_heavy=False)
+    return run_job(settings, "deploy", [use_case, *options], is_heavy=False)
 
 
 def predict(

@@ -86,12 +86,12 @@ def tune(
     repeats no fold.
     """
     from penstock.cluster.jobs import run_job
+    from penstock.durations import parse_duration
     from penstock.errors import UserError
     from penstock.settings import load_settings
     from penstock.training.code_state import hand_over, take
     from penstock.training.declarations import load_model
     from penstock.training.search.asked import declared_search, population_for
-    from penstock.training.search.budget import parse_duration
 
     settings = load_settings()
     model = load_model(settings, use_case)

@@ -1,77 +1,42 @@
 """From a model version to a deployment that answers; the old one serves until then."""
 
 import contextlib
-import json
-import time
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
-from pydantic import ValidationError
-
 from penstock import audit
 from penstock.errors import ClusterError, PenstockError, UserError
-from penstock.files import write_whole
 from penstock.locks import exclusive
 from penstock.logs import redact
-from penstock.records import Record
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
-from penstock.serving import server
+from penstock.serving import application, deployments, rollout_files, server
 from penstock.serving.api_keys import own_token
-from penstock.serving.client import example_body, key_header, open_directly
+from penstock.serving.client import example_body
 from penstock.serving.code import freeze_code
+from penstock.serving.deployments import Deployment, deployment_path, find_deployment
 from penstock.serving.http import ROOT_APP
 from penstock.settings import Settings
 
-_START_TIMEOUT_S = 180.0
-_ANSWER_TIMEOUT_S = 30.0
-_ANSWER_ATTEMPT_S = 5.0
-_POLL_S = 0.05
+__all__ = ["Deployment", "deploy", "deployment_path", "find_deployment", "undeploy"]
+
 _MAX_REASON_CHARS = 2000
-_NUM_ANSWERS = 3
-"""So many answers of the new version in a row show that the old one gets no more requests."""
 
 Report = Callable[[str], None]
 
 
-class Deployment(Record):
-    """A model version that answers requests; the version is its left neighbour."""
-
-    model: str
-    version: int
-    digest: str
-    package_path: str
-    code_path: str
-    url: str
-    predict_url: str
-    example: str
-    """A request body with one row of made-up values, to start from."""
-    deployed_at: datetime
-
-
-def deployment_path(settings: Settings, model: str) -> Path:
-    """Where the deployment that stands is written down."""
-    return settings.storage_path / "serving" / f"{model}.json"
-
-
-def find_deployment(settings: Settings, model: str) -> Deployment | None:
-    """Read the last deployment that came to answer; None where there is none."""
-    try:
-        return Deployment.model_validate_json(deployment_path(settings, model).read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Deployment:
+def deploy(
+    settings: Settings, version: ModelVersion, *, report: Report, is_way_back: bool = False
+) -> Deployment:
     """Serve a model version and wait until it, and it alone, answers.
 
     Args:
         settings: which Ray and which storage.
         version: what to serve.
         report: is told what happens, one line a step.
+        is_way_back: the next way back leads to before this version, not forth again.
 
     Raises:
         BusyError: another deploy of the model is under way.
@@ -79,45 +44,28 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
         ClusterError: the new version does not come up; the one before serves on. Or a Serve runs
             that was started to listen elsewhere.
     """
-    if version.name == ROOT_APP:
-        raise UserError(f"a model named {ROOT_APP!r} can't be served: the root application has it")
-    lock = settings.storage_path / "locks" / f"deploy-{version.name}"
-    with exclusive(lock, what=f"deploying {version.name}"):
+    with held(settings, version.name):
         # The replicas verify too; here a bad package costs no replica.
-        package = verify(Path(version.path), settings, digest=version.digest)
+        package, wanted = prepare(settings, version)
         builders = server.load_builders(settings)
-        code = freeze_code(settings)
-        url = server.url(settings)
-        wanted = Deployment(
-            model=version.name,
-            version=version.version,
-            digest=version.digest,
-            package_path=version.path,
-            code_path=str(code),
-            url=url,
-            predict_url=f"{url}/v1/models/{version.name}/predict",
-            example=example_body(package.signature.request_fields),
-            deployed_at=datetime.now(UTC),
-        )
         server.start(settings)
-        # What is written down may be of a Ray that is gone: then nothing serves.
-        served = version.name in server.applications()
-        before = find_deployment(settings, version.name) if served else None
+        before = standing(settings, version.name)
+        earlier = deployments.line(before, version.version, is_way_back=is_way_back)
+        wanted = wanted.model_copy(update={"earlier": earlier})
         facts = {"digest": wanted.digest, "before": before.version if before else None}
         audit.append(settings, "deployment.start", version.label, facts)
         report(f"starting {version.name} version {version.version}")
         try:
-            _apply(settings, builders, wanted, package)
-            _wait_until_running(version.name)
+            end_left_rollout(settings, version.name)
+            application.apply(settings, builders, wanted, package)
+            application.wait_until_running(version.name)
             report("waiting for its first answers")
-            _wait_until_answering(wanted, own_token(settings))
-            write_whole(
-                deployment_path(settings, version.name), wanted.model_dump_json(indent=2).encode()
-            )
+            application.wait_until_answering(wanted, own_token(settings))
+            deployments.record(settings, wanted)
             audit.append(settings, "deployment.serve", version.label, facts)
         except BaseException as error:
             report("it did not come up; going back")
-            kept = _go_back(settings, builders, version.name, before)
+            kept = serve_again(settings, builders, version.name, before)
             reason = redact(str(error))[:_MAX_REASON_CHARS]
             # What goes wrong here must not hide why we go back; the start stands in the log.
             with contextlib.suppress(PenstockError, OSError):
@@ -132,11 +80,68 @@ def deploy(settings: Settings, version: ModelVersion, *, report: Report) -> Depl
         return wanted
 
 
+@contextlib.contextmanager
+def held(settings: Settings, model: str) -> Iterator[None]:
+    """Hold what everything that changes a model's deployment holds.
+
+    Raises:
+        BusyError: another process does.
+        UserError: the name is the root application's.
+    """
+    if model == ROOT_APP:
+        raise UserError(f"a model named {ROOT_APP!r} can't be served: the root application has it")
+    with exclusive(lock_path(settings, model), what=f"deploying {model}"):
+        yield
+
+
+def lock_path(settings: Settings, model: str) -> Path:
+    """Where the lock is."""
+    return settings.storage_path / "locks" / f"deploy-{model}"
+
+
+def prepare(settings: Settings, version: ModelVersion) -> tuple[VerifiedPackage, Deployment]:
+    """Verify a version and freeze the code that its replicas will run.
+
+    Raises:
+        IntegrityError: the package is not the one that was registered.
+    """
+    package = verify(Path(version.path), settings, digest=version.digest)
+    url = server.url(settings)
+    return package, Deployment(
+        model=version.name,
+        version=version.version,
+        digest=version.digest,
+        package_path=version.path,
+        code_path=str(freeze_code(settings)),
+        url=url,
+        predict_url=f"{url}/v1/models/{version.name}/predict",
+        example=example_body(package.signature.request_fields),
+        deployed_at=datetime.now(UTC),
+    )
+
+
+def standing(settings: Settings, model: str) -> Deployment | None:
+    """Find what serves: what is written down may be of a Ray that is gone, then nothing does."""
+    return find_deployment(settings, model) if model in server.applications() else None
+
+
+def end_left_rollout(settings: Settings, model: str) -> None:
+    """Mark a rollout as over whose process was killed: something else becomes the target now."""
+    left = rollout_files.find(settings, model)
+    if left is not None and not left.is_over:
+        reason = "its process was gone, and another deployment took its place"
+        over = {"phase": "over", "outcome": "back", "share_percent": 0.0, "reason": reason}
+        rollout_files.write(settings, left.model_copy(update=over))
+        rollout_files.clear(settings, left)
+
+
 def undeploy(settings: Settings, model: str) -> bool:
     """Stop serving a model; tell whether it was served."""
-    with exclusive(settings.storage_path / "locks" / f"deploy-{model}", what=f"deploying {model}"):
+    with held(settings, model):
         server.connect_driver(settings)
         from ray import serve
+
+        end_left_rollout(settings, model)
 
         served = model in server.applications()
         if served:
@@ -146,74 +151,7 @@ def undeploy(settings: Settings, model: str) -> bool:
         return served
 
 
-def _apply(
-    settings: Settings, builders: ModuleType, wanted: Deployment, package: VerifiedPackage
-) -> None:
-    from ray import serve
-
-    arguments = builders.OnlineArguments(
-        model=wanted.model,
-        version=wanted.version,
-        digest=wanted.digest,
-        package_path=wanted.package_path,
-        max_body_bytes=settings.serving.max_body_bytes,
-        serving=package.signature.serving,
-        runtime_env=server.runtime_env(settings, wanted.code_path),
-    )
-    target = serve.RunTarget(
-        target=builders.build(arguments),
-        name=wanted.model,
-        route_prefix=f"/v1/models/{wanted.model}",
-    )
-    serve.run_many([target], wait_for_applications_running=False)
-
-
-def _wait_until_running(model: str) -> None:
-    deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while True:
-        states = server.applications()
-        for name in (model, ROOT_APP):
-            state = states.get(name, {"status": "NOT_STARTED", "message": ""})
-            if state["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise ClusterError(_cause(state["message"]))
-        if all(states.get(name, {}).get("status") == "RUNNING" for name in (model, ROOT_APP)):
-            return
-        if time.monotonic() > deadline_s:
-            raise ClusterError(
-                f"no replica was ready after {_START_TIMEOUT_S:.0f} s: "
-                f"{_cause(states.get(model, {}).get('message', ''))}"
-            )
-        time.sleep(_POLL_S)
-
-
-def _cause(message: str) -> str:
-    """Pick what a person needs from Serve's message, which holds the replica's whole traceback."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.split(":", 1)[0] and ":" in line]
-    return errors[-1] if errors else (lines[-1] if lines else "no reason is known")
-
-
-def _wait_until_answering(wanted: Deployment, token: str) -> None:
-    deadline_s = time.monotonic() + _ANSWER_TIMEOUT_S
-    in_a_row = 0
-    answer = "nothing"
-    while in_a_row < _NUM_ANSWERS:
-        try:
-            url = f"{wanted.url}/v1/models/{wanted.model}"
-            request = urllib.request.Request(url, headers=key_header(token))  # noqa: S310 - ours
-            with open_directly(request, timeout_s=_ANSWER_ATTEMPT_S) as page:
-                document = json.load(page)
-            answer = f"version {document.get('version')}"
-            in_a_row = in_a_row + 1 if document.get("digest") == wanted.digest else 0
-        except (OSError, ValueError) as error:
-            in_a_row = 0
-            answer = str(error)
-        if time.monotonic() > deadline_s:
-            raise ClusterError(f"it runs, but {wanted.url} answers with {answer}")
-        time.sleep(_POLL_S)
-
-
-def _go_back(
+def serve_again(
     settings: Settings, builders: ModuleType, model: str, before: Deployment | None
 ) -> str:
     """Make the deployment that served before the target again, or remove the failed one.
@@ -228,8 +166,8 @@ def _go_back(
             serve.delete(model)
             return "nothing is served"
         package = verify(Path(before.package_path), settings, digest=before.digest)
-        _apply(settings, builders, before, package)
-        _wait_until_running(model)
+        application.apply(settings, builders, before, package)
+        application.wait_until_running(model)
     except Exception as error:  # noqa: BLE001  # Ray and Serve raise what they like
         return f"going back failed too ({error}), see `penstock status`"
     return f"version {before.version} serves on"

@@ -40,6 +40,8 @@ class Answer:
     body: bytes
     content_type: bytes = b"application/json"
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    metrics: Any = None
+    """The `RequestMetrics` that count it, where those are not the replica's first version's."""
 
 
 def error_answer(

@@ -1,5 +1,7 @@
 """Moves the replicas' logged predictions into the use case's table `predictions`, each once.
 
+What a shadow scored, which nobody got as an answer, goes to the table `shadow_predictions`.
+
 A segment is one app transaction: after a kill between the commit and the removal of the file, the
 next run finds it in the table and only removes the file.
 """
@@ -69,6 +71,11 @@ def predictions_table(use_case: str) -> str:
     return f"{use_case}.predictions"
 
 
+def shadow_table(use_case: str) -> str:
+    """Name the table that holds what versions scored that answered nobody."""
+    return f"{use_case}.shadow_predictions"
+
+
 def collect(settings: Settings, use_case: str, progress: Progress = silent) -> Collected:
     """Bring every logged prediction of the use case into its table `predictions`.
 
@@ -78,12 +85,13 @@ def collect(settings: Settings, use_case: str, progress: Progress = silent) -> C
         DeclarationError: the use case declares a table of that name itself.
         BusyError: another process has been collecting for a minute.
     """
-    table = predictions_table(use_case)
-    if table in load_tables(settings, use_case):
-        raise DeclarationError(
-            f"{use_case} declares the table {table}, which is where its predictions are logged",
-            next_step="rename the declared table, or set serving.log_predictions to false",
-        )
+    declared = load_tables(settings, use_case)
+    for table in (predictions_table(use_case), shadow_table(use_case)):
+        if table in declared:
+            raise DeclarationError(
+                f"{use_case} declares the table {table}, which is where its predictions are logged",
+                next_step="rename the declared table, or set serving.log_predictions to false",
+            )
     root = log_folder(settings, use_case)
     lock = settings.storage_path / "locks" / f"collect-{use_case}"
     counts = {"predictions": 0, "segments": 0, "torn": 0}
@@ -96,12 +104,12 @@ def collect(settings: Settings, use_case: str, progress: Progress = silent) -> C
         for folder in dead:
             segments += sorted(f for f in folder.iterdir() if f.suffix in (FINISHED, OPEN))
         for some in _in_parts(segments):
-            _commit(settings, table, some, counts)
+            _commit(settings, use_case, some, counts)
             progress("collect predictions", counts["segments"], len(segments), unit="segments")
         for folder in dead:
             shutil.rmtree(folder, ignore_errors=True)
     return Collected(
-        table=table,
+        table=predictions_table(use_case),
         num_predictions=counts["predictions"],
         num_segments=counts["segments"],
         num_torn_segments=counts["torn"],
@@ -153,10 +161,17 @@ def _in_parts(segments: Sequence[Path]) -> Iterator[list[Path]]:
         yield part
 
 
-def _commit(settings: Settings, table: str, files: Sequence[Path], counts: dict[str, int]) -> None:
+def _commit(
+    settings: Settings, use_case: str, files: Sequence[Path], counts: dict[str, int]
+) -> None:
     by_name = {f"predictions:{file.parent.name}/{file.stem}": file for file in files}
-    known = tables.folder(settings, table).known_transactions(by_name)
-    frames, transactions = [], {}
+    names = (predictions_table(use_case), shadow_table(use_case))
+    known = {
+        name
+        for table in names
+        for name in tables.folder(settings, table).known_transactions(by_name)
+    }
+    found: dict[str, dict[str, pl.DataFrame]] = {table: {} for table in names}
     for name, file in by_name.items():
         if name in known:
             continue
@@ -164,10 +179,12 @@ def _commit(settings: Settings, table: str, files: Sequence[Path], counts: dict[
         counts["segments"] += 1
         counts["torn"] += segment.is_torn
         if segment.header is not None and segment.rows.num_rows:
-            frames.append(to_frame(segment.header, segment.rows))
-            transactions[name] = 1
-    if frames:
-        rows = pl.concat(frames)
+            table = names[segment.header.is_shadow]
+            found[table][name] = to_frame(segment.header, segment.rows)
+    for table, frames in found.items():
+        if not frames:
+            continue
+        rows = pl.concat(frames.values())
         tables.commit(
             settings,
             table,
@@ -175,10 +192,10 @@ def _commit(settings: Settings, table: str, files: Sequence[Path], counts: dict[
             mode="append",
             partition_by="day",
             event_time=SERVED_AT,
-            transactions=transactions,
+            transactions=dict.fromkeys(frames, 1),
             metadata={"num_predictions": str(rows.height)},
         )
-        counts["predictions"] += rows.height
+        counts["predictions"] += rows.height if table == names[0] else 0
     for file in files:
         file.unlink()
 

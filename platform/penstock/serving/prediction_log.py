@@ -64,6 +64,8 @@ class SegmentHeader(Record):
     fields: tuple[FieldSpec, ...]
     views: tuple[str, ...]
     """The stored views that were read, each with the event time of the row that was found."""
+    is_shadow: bool = False
+    """Nobody got these answers."""
 
     def columns(self) -> pa.Schema:
         """Name the columns of a segment: one for each field and view, features in one list."""

@@ -66,6 +66,8 @@ class Protocols:
         """Who takes rows."""
         self.pages: dict[str, Callable[[], http.Answer]] = {self._route: self._describe}
         """Who tells of the model."""
+        self.describe_more: Callable[[], dict[str, Any]] = dict
+        """What the model's page tells beside."""
         plain = Protocol(read=self._read_plain, write=self._write_plain)
         mlflow = Protocol(read=self._read_invocation, write=_write_invocation)
         for base in (self._route, f"{self._route}/versions/{version}"):
@@ -107,6 +109,7 @@ class Protocols:
             "request_fields": fields,
             "threshold": self._signature.threshold,
             "predict": f"{self._route}/predict",
+            **self.describe_more(),
         }
         return http.Answer(status=200, body=orjson.dumps(body))
 

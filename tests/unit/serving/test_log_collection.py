@@ -13,7 +13,7 @@ from penstock.data import tables
 from penstock.errors import BusyError, DeclarationError, IntegrityError
 from penstock.locks import exclusive
 from penstock.serving import log_collection
-from penstock.serving.log_collection import collect, predictions_table
+from penstock.serving.log_collection import collect, predictions_table, shadow_table
 from penstock.serving.prediction_log import PredictionLog, log_folder
 from penstock.settings import Settings
 from prediction_logs import AS_OF, HEADER, answered, killed_log, open_log
@@ -33,8 +33,15 @@ def write(settings: Settings, *names: str) -> None:
     log.close()
 
 
-def collected(settings: Settings) -> list[str]:
-    rows = tables.scan(settings, TABLE).sort("prediction_id").collect()
+def write_shadow(settings: Settings, name: str) -> None:
+    header = HEADER.model_copy(update={"is_shadow": True})
+    log = PredictionLog(log_folder(settings, USE_CASE), header, max_bytes=1 << 30, interval_s=0.01)
+    log.put(answered(name, 2))
+    log.close()
+
+
+def collected(settings: Settings, table: str = TABLE) -> list[str]:
+    rows = tables.scan(settings, table).sort("prediction_id").collect()
     return rows["prediction_id"].to_list()
 
 
@@ -114,6 +121,18 @@ class TestCollect:
         assert collect(settings, USE_CASE).num_predictions == 3
         assert tables.scan(settings, TABLE).collect()["view_event_times"].list.len().min() == 0
 
+    def test_what_a_shadow_scored_never_stands_among_the_answers(self, settings: Settings):
+        write(settings, "answer")
+        write_shadow(settings, "shadow")
+        collect(settings, USE_CASE)
+        assert collected(settings) == ["answer0-0", "answer0-1"]
+        assert collected(settings, shadow_table(USE_CASE)) == ["shadow0-0", "shadow0-1"]
+
+    def test_a_shadow_alone_makes_no_table_of_answers(self, settings: Settings):
+        write_shadow(settings, "shadow")
+        collect(settings, USE_CASE)
+        assert not tables.exists(settings, TABLE)
+
     def test_a_replica_that_does_not_finish_is_told_of_and_waits(
         self, settings: Settings, monkeypatch
     ):
@@ -125,9 +144,10 @@ class TestCollect:
         log.close()
         assert collect(settings, USE_CASE).num_predictions == 1
 
-    def test_a_table_of_that_name_is_never_mixed_with_the_log(self, settings, monkeypatch):
-        monkeypatch.setattr(log_collection, "load_tables", lambda *_: {TABLE: None})
-        with pytest.raises(DeclarationError, match="predictions"):
+    @pytest.mark.parametrize("table", [TABLE, shadow_table(USE_CASE)])
+    def test_a_table_of_that_name_is_never_mixed_with_the_log(self, settings, monkeypatch, table):
+        monkeypatch.setattr(log_collection, "load_tables", lambda *_: {table: None})
+        with pytest.raises(DeclarationError, match=f"declares the table {table},"):
             collect(settings, USE_CASE)
 
     def test_two_at_once_take_turns(self, settings: Settings, monkeypatch):
@@ -165,6 +185,7 @@ class TestKilledCollection:
     def test_the_next_run_has_each_prediction_once(self, settings: Settings, where: str):
         write(settings, "a", "b")
         write(settings, "c")
+        write_shadow(settings, "s")
         for _ in range(2):
             process = forks.Process(target=_collect_and_die, args=(settings.storage_path, where))
             process.start()
@@ -172,7 +193,20 @@ class TestKilledCollection:
             assert process.exitcode == -signal.SIGKILL
         collect(settings, USE_CASE)
         assert len(collected(settings)) == len(set(collected(settings))) == 6
+        assert collected(settings, shadow_table(USE_CASE)) == ["s0-0", "s0-1"]
         assert list(log_folder(settings, USE_CASE).glob("*/*")) == []
+
+    def test_what_a_shadow_scored_is_neither_lost_nor_twice(self, settings: Settings):
+        write_shadow(settings, "before")
+        process = forks.Process(
+            target=_collect_and_die, args=(settings.storage_path, "before the removal")
+        )
+        process.start()
+        process.join()
+        write_shadow(settings, "since")
+        collect(settings, USE_CASE)
+        names = ["before0-0", "before0-1", "since0-0", "since0-1"]
+        assert collected(settings, shadow_table(USE_CASE)) == names
 
     def test_without_the_transactions_predictions_would_come_twice(
         self, settings: Settings, monkeypatch

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from penstock.durations import as_duration
 from penstock.errors import PenstockError, TrainingDataError, UserError
-from penstock.training.search.budget import Budget, as_duration
+from penstock.training.search.budget import Budget
 from penstock.training.search.ledger import Begun, Closed, Ended, Ledger, Measured, Outcome, Trial
 from penstock.training.search.measuring import Measurement
 from penstock.training.search.population import Population, propose_member

@@ -48,7 +48,10 @@ class TestNumbers:
         ):
             fitted = scikit.fit_here(config, scaled, labels)
             expected = theirs.fit(scaled, labels).predict(scaled)
-            np.testing.assert_allclose(fitted.native.predict(scaled), expected, rtol=1e-4)
+            # float32: of a sum of terms around 100, what is left near zero has their error.
+            np.testing.assert_allclose(
+                fitted.native.predict(scaled), expected, rtol=1e-4, atol=1e-4
+            )
 
     def test_a_ridge_survives_its_file(self, tmp_path):
         model = scikit.LinearModel(weights=np.array([2.0]), bias=-1.0, link="identity")

@@ -1,0 +1,284 @@
+"""Deploys, rollouts and kills under load: no request is lost, and a bad version costs nobody."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rollout_driver
+from cases import some_slow
+from http_requests import JSON, send
+from payments import end_of_day
+from penstock.cluster.local import LocalCluster, state_path
+from penstock.errors import ClusterError, GateRefusedError, IntegrityError
+from penstock.registry.versions import ModelVersion
+from penstock.serving import rollout_files, server
+from penstock.serving.deploy import deploy, find_deployment, undeploy
+from penstock.serving.rolling import plan_rollout, roll_out
+from penstock.serving.rollout import RolloutPlan
+from penstock.serving.way_back import roll_back
+from penstock.settings import Settings
+from projects import Project
+from served_versions import Callers, callers, fails_at_once, no_number, register, shifted, slow
+from small_model import SmallRun, prepare, train_small
+from waiting import wait_for
+
+pytestmark = pytest.mark.ray
+
+MODEL = "rolled"
+BACK_WITHIN_S = 30.0
+NUM_MOVES = 10
+MOMENTS = ("starting 0", "shifting 0", "shifting 1", "finishing 1", "unrecorded")
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """A storage with a trained run, on the test run's one Ray."""
+
+    settings: Settings
+    run: SmallRun
+
+    @property
+    def port(self) -> int:
+        return int(server.url(self.settings).rsplit(":", 1)[1])
+
+    @property
+    def serving(self) -> int:
+        """The version that is written down as deployed."""
+        found = find_deployment(self.settings, MODEL)
+        assert found is not None
+        return found.version
+
+    def register(self, **how: Any) -> ModelVersion:
+        return register(self.settings, self.run, MODEL, **how)
+
+    def deploy(self, version: ModelVersion) -> None:
+        deploy(self.settings, version, report=lambda _: None)
+
+    def back(self) -> int:
+        return roll_back(self.settings, MODEL, reason="a test", report=lambda _: None).version
+
+    def plan(self, version: ModelVersion, **choices: Any) -> RolloutPlan:
+        choices = {"shares_percent": (30, 100), "hold_s": 1.0, "min_answers": 5, **choices}
+        return plan_rollout(self.settings, version, **choices)
+
+    def roll_out(self, version: ModelVersion, **choices: Any) -> rollout_files.Rollout:
+        plan = self.plan(version, **choices)
+        return roll_out(self.settings, version, plan, report=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def rolled(
+    project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rolled]:
+    from penstock.features.materialize import materialize
+
+    mine = prepare(tmp_path_factory.mktemp("rolled"))
+    shutil.copy(state_path(project.settings), state_path(mine))
+    materialize(mine, "card_fraud", until=end_of_day(60))
+    made = Rolled(mine, train_small(mine, "run-1"))
+    try:
+        made.deploy(made.register())
+        yield made
+    finally:
+        undeploy(mine, MODEL)
+
+
+def replica_pids() -> list[int]:
+    """The processes of the model's running replicas."""
+    from ray.serve.context import _get_global_client
+
+    application = _get_global_client().get_serve_details()["applications"][MODEL]
+    (deployment,) = application["deployments"].values()
+    return sorted(r["pid"] for r in deployment["replicas"] if r["state"] == "RUNNING")
+
+
+class TestRollout:
+    def test_a_version_takes_over_share_by_share_and_each_caller_changes_once(self, rolled: Rolled):
+        old, new = rolled.serving, rolled.register(change=shifted)
+        with callers(rolled.port, MODEL) as asked:
+            done = rolled.roll_out(new)
+            ended_s = time.monotonic()
+            time.sleep(0.5)
+        assert asked.lost == []
+        assert done.outcome == "served"
+        assert asked.versions(since_s=ended_s) == {new.version}
+        by_customer = defaultdict(list)
+        for _, _, version, customer in sorted(asked.answers):
+            if not by_customer[customer] or by_customer[customer][-1] != version:
+                by_customer[customer].append(version)
+        assert all(line == [old, new.version] for line in by_customer.values()), by_customer
+        assert rolled.back() == old
+
+    @pytest.mark.parametrize("change", some_slow((no_number, slow), in_every_run={no_number}))
+    def test_a_bad_version_is_taken_back_and_answers_nobody(self, rolled: Rolled, change):
+        old, new = rolled.serving, rolled.register(change=change)
+        with callers(rolled.port, MODEL) as asked:
+            with pytest.raises(GateRefusedError, match=r"error_rate<0\.01 is broken"):
+                rolled.roll_out(new, hold_s=300)
+            over = rollout_files.find(rolled.settings, MODEL)
+        assert asked.lost == []
+        assert asked.versions() == {old}
+        assert over is not None
+        assert over.outcome == "back"
+        assert (over.watched_at - over.stage_started_at).total_seconds() < BACK_WITHIN_S
+
+    @pytest.mark.slow
+    def test_without_a_guard_a_version_without_numbers_would_take_over(self, rolled: Rolled):
+        new = rolled.register(change=no_number)
+        with callers(rolled.port, MODEL) as asked:
+            done = rolled.roll_out(new, guards=(), min_answers=0)
+            wait_for(lambda: asked.lost, timeout_s=10)
+        assert done.outcome == "served"
+        assert "no_score" in asked.lost[0]
+        rolled.back()
+
+    @pytest.mark.slow
+    def test_a_version_that_is_broken_or_tampered_with_never_takes_traffic(self, rolled: Rolled):
+        old = rolled.serving
+        with callers(rolled.port, MODEL) as asked:
+            with pytest.raises(ClusterError, match="the model fails on a row without features"):
+                rolled.roll_out(rolled.register(change=fails_at_once))
+            tampered = rolled.register()
+            graph = Path(tampered.path) / "model.onnx"
+            content = graph.read_bytes()
+            graph.chmod(0o644)
+            graph.write_bytes(content[:99] + bytes([content[99] ^ 1]) + content[100:])
+            with pytest.raises(IntegrityError, match="SHA-256"):
+                rolled.roll_out(tampered)
+        assert asked.lost == []
+        assert asked.versions() == {old}
+
+    @pytest.mark.slow
+    def test_a_shadow_answers_nobody_and_what_it_scored_is_kept_apart(self, rolled: Rolled):
+        from penstock.data import tables
+        from penstock.serving.log_collection import collect, shadow_table
+
+        old, new = rolled.serving, rolled.register(change=shifted)
+        with callers(rolled.port, MODEL) as asked:
+            done = rolled.roll_out(new, mode="shadow", shares_percent=())
+        assert (done.outcome, rolled.serving) == ("shadowed", old)
+        assert asked.lost == []
+        assert asked.versions() == {old}
+        collect(rolled.settings, "card_fraud")
+        rows = tables.scan(rolled.settings, shadow_table("card_fraud")).collect()
+        assert set(rows["model_version"]) == {new.version}
+
+    @pytest.mark.slow
+    def test_a_version_on_trial_can_be_asked_by_its_number(self, rolled: Rolled):
+        new = rolled.register(change=shifted)
+        path = f"/v1/models/{MODEL}/versions/{new.version}/predict"
+        row = {"CUSTOMER_ID": 1, "TERMINAL_ID": 2, "TX_AMOUNT": 9.5}
+        body = Callers.body({**row, "TX_DATETIME": "2024-04-20T10:00:00Z"})
+        assert send(rolled.port, path, body, headers=JSON).status == 404
+        process = rolled_in_a_process(rolled, self.waiting(rolled, new), "nowhere")
+        try:
+            wait_for(lambda: send(rolled.port, path, body, headers=JSON).status == 200)
+            assert send(rolled.port, path, body, headers=JSON).json["version"] == new.version
+            # The way back, asked for while another process carries the rollout out.
+            assert rolled.back() == rolled.serving
+            assert process.wait(60) == 1
+        finally:
+            process.kill()
+        assert send(rolled.port, path, body, headers=JSON).status == 404
+
+    @staticmethod
+    def waiting(rolled: Rolled, new: ModelVersion) -> RolloutPlan:
+        return rolled.plan(new, min_answers=10**6)
+
+
+def rolled_in_a_process(rolled: Rolled, plan: RolloutPlan, dies: str) -> subprocess.Popen[bytes]:
+    """Start the rollout in a process that dies at a moment of its own."""
+    settings = rolled.settings.storage_path / "settings.json"
+    settings.write_text(rolled.settings.model_dump_json())
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, rollout_driver.__file__, settings, plan.model_dump_json(), dies],
+        env=environment,
+    )
+
+
+class TestKilledController:
+    @pytest.mark.parametrize("moment", some_slow(MOMENTS, in_every_run={"shifting 1"}))
+    def test_nothing_is_lost_and_the_same_command_goes_on(self, rolled: Rolled, moment: str):
+        old, new = rolled.serving, rolled.register(change=shifted)
+        plan = rolled.plan(new)
+        with callers(rolled.port, MODEL) as asked:
+            process = rolled_in_a_process(rolled, plan, moment)
+            assert process.wait(120) == -signal.SIGKILL
+            time.sleep(rollout_files.LEASE_S + 2)
+            unwatched_s = time.monotonic()
+            time.sleep(1)
+            # Nobody looks at the guards, so the new version gets nothing, where both stand.
+            found = asked.versions(since_s=unwatched_s)
+            assert found == ({new.version} if moment == "unrecorded" else {old})
+            done = roll_out(rolled.settings, new, plan, report=lambda _: None)
+            ended_s = time.monotonic()
+            time.sleep(0.5)
+        assert asked.lost == []
+        assert done.outcome == "served"
+        assert asked.versions(since_s=ended_s) == {new.version}
+        assert rolled.back() == old
+
+    @pytest.mark.slow
+    def test_without_the_lease_the_new_version_would_go_on_unwatched(self, rolled: Rolled):
+        old, new = rolled.serving, rolled.register(change=shifted)
+        process = rolled_in_a_process(rolled, rolled.plan(new, min_answers=0), "shifting 1")
+        assert process.wait(120) == -signal.SIGKILL
+        left = rollout_files.find(rolled.settings, MODEL)
+        assert left is not None
+        ages = left.model_copy(update={"watched_at": left.watched_at + timedelta(hours=1)})
+        rollout_files.write(rolled.settings, ages)
+        time.sleep(rollout_files.LEASE_S + 2)
+        with callers(rolled.port, MODEL) as asked:
+            time.sleep(0.5)
+        assert asked.versions() == {new.version}
+        assert rolled.back() == old
+        with callers(rolled.port, MODEL) as asked:
+            time.sleep(0.5)
+        assert asked.versions() == {old}
+
+
+class TestDeploysUnderLoad:
+    @pytest.mark.slow
+    def test_one_replica_is_replaced_again_and_again_and_none_is_lost(self, rolled: Rolled):
+        first, second = rolled.serving, rolled.register()
+        with callers(rolled.port, MODEL) as asked:
+            for move in range(NUM_MOVES):
+                if move % 2:
+                    assert rolled.back() == first
+                else:
+                    rolled.deploy(second)
+        assert asked.lost == []
+        assert asked.versions() == {first, second.version}
+        assert len(asked.answers) > 5_000
+
+
+class TestKilledReplicas:
+    @pytest.mark.parametrize("num_kills", some_slow((1, 10), in_every_run={1}))
+    def test_the_other_one_answers(self, rolled: Rolled, num_kills: int):
+        two = rolled.register(min_replicas=2, max_replicas=2, num_cpus_per_replica=0.1)
+        old = rolled.serving
+        rolled.deploy(two)
+        draw = random.Random(num_kills)
+        with callers(rolled.port, MODEL) as asked:
+            for _ in range(num_kills):
+                wait_for(lambda: len(replica_pids()) == 2)
+                killed = draw.choice(replica_pids())
+                os.kill(killed, signal.SIGKILL)
+                wait_for(lambda dead=killed: dead not in replica_pids())
+            wait_for(lambda: len(replica_pids()) == 2)
+        assert asked.lost == []
+        assert asked.versions() == {two.version}
+        assert rolled.back() == old

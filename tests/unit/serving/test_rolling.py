@@ -1,0 +1,473 @@
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployed import deployment, sealed
+from penstock import audit
+from penstock.errors import (
+    BusyError,
+    ClusterError,
+    GateRefusedError,
+    NotFoundError,
+    PenstockError,
+    UserError,
+)
+from penstock.locks import exclusive
+from penstock.registry.versions import ModelVersion
+from penstock.serving import application, deployments, rolling, rollout_files, server, way_back
+from penstock.serving.arm_counts import ArmCounts
+from penstock.serving.deploy import deploy, lock_path
+from penstock.serving.deployments import Deployment
+from penstock.serving.rolling import plan_rollout, roll_out
+from penstock.serving.rollout import RolloutPlan, parse_guards
+from penstock.serving.rollout_files import Rollout
+from penstock.serving.trial import TrialArguments
+from penstock.serving.way_back import roll_back
+from penstock.settings import Settings
+from waiting import wait_for
+
+OTHER_FIELDS = [{"name": "STATION", "dtype": "int64"}, {"name": "level", "dtype": "float64"}]
+NOTHING, ONE_ANSWER = ArmCounts(), ArmCounts(num_answers=1)
+BOTH, ONE, TWO = "apply 1 with 2", "apply 1", "apply 2"
+
+
+@dataclass
+class Serve:
+    """Stands for Serve and its one replica, which counts more whenever somebody looks."""
+
+    settings: Settings
+    versions: list[ModelVersion]
+    applications: dict[str, dict[str, str]] = field(default_factory=lambda: {"spills": {}})
+    calls: list[str] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    """What the file gave the new version, at every call and at every look."""
+    fails: dict[str, BaseException] = field(default_factory=dict)
+    trial: TrialArguments | None = None
+    each_look: ArmCounts = ONE_ANSWER
+    counted: ArmCounts = NOTHING
+    on_look: Callable[[], object] = lambda: None
+
+    def apply(
+        self,
+        _settings: Settings,
+        _builders: None,
+        wanted: Deployment,
+        _package: object,
+        *,
+        trial: dict[str, Any] | None = None,
+    ) -> None:
+        call = f"apply {wanted.version}" + (f" with {trial['version']}" if trial else "")
+        self.calls.append(call)
+        self._see()
+        if call in self.fails:
+            raise self.fails[call]
+        if trial is not None:
+            self.trial = TrialArguments.model_validate(trial)
+            self._report()
+
+    def look(self, *_: object, **__: object) -> None:
+        self._see()
+        self.counted = self.counted.plus(self.each_look)
+        self._report()
+        self.on_look()
+
+    def _see(self) -> None:
+        found = self.rollout
+        self.shares.append(found.share_at(rollout_files.now()) if found else 0.0)
+
+    def _report(self) -> None:
+        assert self.trial is not None
+        told = rollout_files.Report(replica="a", new=self.counted, old=NOTHING)
+        rollout_files.report(self.settings, "spills", self.trial.rollout_id, told)
+
+    @property
+    def rollout(self) -> Rollout | None:
+        return rollout_files.find(self.settings, "spills")
+
+    @property
+    def stands(self) -> Deployment | None:
+        return deployments.find_deployment(self.settings, "spills")
+
+    @property
+    def told(self) -> list[str]:
+        audit.verify(self.settings)
+        return [record.action for record in audit.records(self.settings)]
+
+    def plan(self, number: int = 2, **choices: Any) -> RolloutPlan:
+        choices = {"shares_percent": (5, 100), "hold_s": 0.0, **choices}
+        return plan_rollout(self.settings, self.versions[number - 1], **choices)
+
+    def roll_out(self, plan: RolloutPlan | None = None, **choices: Any) -> Rollout:
+        return roll_out(
+            self.settings,
+            self.versions[1],
+            plan or self.plan(**choices),
+            report=lambda _: None,
+            progress=self.look,
+        )
+
+    def deploy(self, number: int) -> Deployment:
+        return deploy(self.settings, self.versions[number - 1], report=lambda _: None)
+
+    def roll_back(self) -> Deployment:
+        return roll_back(self.settings, "spills", reason="alerts", report=lambda _: None)
+
+    def leave(self, plan: RolloutPlan, **changes: Any) -> Rollout:
+        """Leave the rollout that a killed process leaves."""
+        one, two = map(deployment, self.versions[:2])
+        left = Rollout(
+            id="left",
+            plan=plan,
+            old=one,
+            new=two.model_copy(update={"earlier": (1,)}),
+            phase="shifting",
+            stage_started_at=rollout_files.now(),
+            watched_at=rollout_files.now(),
+        ).model_copy(update=changes)
+        rollout_files.begin(self.settings, left)
+        rollout_files.write(self.settings, left)
+        return left
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Version 1 serves, version 2 is there."""
+    settings = Settings(project_root=tmp_path)
+    fake = Serve(settings, [sealed(settings, number) for number in (1, 2)])
+    deployments.record(settings, deployment(fake.versions[0]))
+    monkeypatch.setattr(server, "start", lambda _: None)
+    monkeypatch.setattr(server, "load_builders", lambda _: None)
+    monkeypatch.setattr(server, "applications", lambda: fake.applications)
+    monkeypatch.setattr(application, "apply", fake.apply)
+    monkeypatch.setattr(application, "wait_until_running", lambda *_, **__: None)
+    monkeypatch.setattr(application, "wait_until_answering", lambda *_, **__: None)
+    monkeypatch.setattr(rollout_files, "LOOK_S", 0.001)
+    # The registry is MLflow's, whose tables take seconds to make.
+    monkeypatch.setattr(way_back, "resolve", lambda _, __, number: fake.versions[number - 1])
+    return fake
+
+
+class TestPlan:
+    def test_it_is_of_what_serves_and_splits_by_the_first_field(self, serve: Serve):
+        plan = serve.plan(split_by=None)
+        assert (plan.from_version, plan.to_version, plan.split_by) == (1, 2, "STATION")
+        assert serve.plan(split_by="amount").split_by == "amount"
+        assert serve.told == serve.calls == []
+
+    def test_where_nothing_serves_there_is_nothing_to_shift_from(self, serve: Serve):
+        deployments.deployment_path(serve.settings, "spills").unlink()
+        with pytest.raises(UserError, match=r"nothing of spills is served.*without --canary"):
+            serve.plan()
+
+    def test_the_version_that_serves_is_no_new_one(self, serve: Serve):
+        with pytest.raises(UserError, match="version 1 of spills is served already"):
+            serve.plan(1)
+
+    def test_a_field_that_no_request_has_splits_nothing(self, serve: Serve):
+        with pytest.raises(UserError, match=r"no field 'city'.*STATION, MOMENT, amount"):
+            serve.plan(split_by="city")
+
+    def test_what_contradicts_itself_is_the_users_mistake(self, serve: Serve):
+        with pytest.raises(UserError, match=r"no rollout: each share must be above"):
+            serve.plan(shares_percent=(50, 5))
+        with pytest.raises(UserError, match=r"no rollout: min_answers: Input should be"):
+            serve.plan(min_answers=-1)
+
+    def test_versions_that_take_other_fields_do_not_share_callers(self, serve: Serve):
+        serve.versions.append(sealed(serve.settings, 3, fields=OTHER_FIELDS))
+        with pytest.raises(UserError, match=r"other fields: MOMENT, amount, level\. Next: callers"):
+            serve.plan(3)
+
+
+class TestServed:
+    def test_the_new_version_takes_over_share_by_share(self, serve: Serve):
+        done = serve.roll_out(shares_percent=(5, 25, 100))
+        assert (done.phase, done.outcome) == ("over", "served")
+        assert serve.calls == [BOTH, TWO]
+        assert serve.shares == [0, 5, 25, 100, 100]
+        assert serve.rollout == done
+
+    def test_it_is_written_down_with_the_one_before_behind_it(self, serve: Serve):
+        serve.roll_out()
+        assert (serve.stands.version, serve.stands.earlier) == (2, (1,))
+
+    def test_every_step_is_in_the_audit_log(self, serve: Serve):
+        serve.roll_out()
+        assert serve.told == ["rollout.start", "rollout.share", "rollout.share", "rollout.served"]
+        start, *_ = audit.records(serve.settings)
+        assert start.subject == "spills 2"
+        assert "5 % of STATION to version 2" in start.facts["plan"]
+
+    def test_replicas_are_told_what_they_must_know(self, serve: Serve):
+        done = serve.roll_out(answer_within_ms=40.0)
+        assert serve.trial == TrialArguments(
+            rollout_id=done.id,
+            is_shadow=False,
+            split_by="STATION",
+            answer_within_ms=40.0,
+            version=2,
+            digest=serve.versions[1].digest,
+            package_path=serve.versions[1].path,
+        )
+
+    def test_a_share_waits_for_answers_of_its_own(self, serve: Serve):
+        serve.roll_out(min_answers=3)
+        assert serve.shares == [0, 5, 5, 5, 100, 100, 100, 100]
+
+    def test_a_share_stays_for_its_time(self, serve: Serve):
+        serve.roll_out(hold_s=0.05, min_answers=0)
+        assert serve.shares.count(5) > 2
+
+    def test_what_only_the_rollout_needed_is_gone(self, serve: Serve):
+        done = serve.roll_out()
+        assert not rollout_files.reports_folder(serve.settings, "spills", done.id).exists()
+
+    def test_the_request_of_an_earlier_rollout_does_not_end_this_one(self, serve: Serve):
+        rollout_files.ask_back(serve.settings, "spills", "of yesterday")
+        assert serve.roll_out().outcome == "served"
+
+    def test_while_it_watches_it_says_so(self, serve: Serve, monkeypatch):
+        monkeypatch.setattr(rolling, "_RENEW_S", 0.0)
+        watched = []
+        serve.on_look = lambda: watched.append(serve.rollout.watched_at)
+        serve.roll_out(shares_percent=(100,), min_answers=4)
+        assert len(set(watched)) == 4
+
+
+class TestShadowed:
+    def test_it_answers_nobody_and_the_old_one_serves_on_alone(self, serve: Serve):
+        done = serve.roll_out(mode="shadow", shares_percent=(), min_answers=3)
+        assert done.outcome == "shadowed"
+        assert serve.trial.is_shadow
+        assert serve.calls == [BOTH, ONE]
+        assert set(serve.shares) == {0}
+        assert serve.stands.version == 1
+        assert serve.told[-1] == "rollout.shadowed"
+
+    def test_one_that_decides_otherwise_is_refused(self, serve: Serve):
+        serve.each_look = ArmCounts(num_answers=1, num_pairs=10, num_flips=2)
+        guards = parse_guards(["flip_rate<0.1"])
+        with pytest.raises(GateRefusedError, match=r"flip_rate<0\.1 is broken"):
+            serve.roll_out(mode="shadow", shares_percent=(), guards=guards)
+
+
+class TestBack:
+    """Whatever ends it, the old version answers everything: by the file first, then by itself."""
+
+    def assert_back(self, serve: Serve, reason: str) -> None:
+        assert serve.calls[-1] == ONE
+        assert serve.shares[-1] == 0
+        assert serve.stands.version == 1
+        over = serve.rollout
+        assert (over.phase, over.outcome, over.share_percent) == ("over", "back", 0)
+        assert reason in over.reason
+        assert over.reason.endswith("version 1 serves on")
+        assert serve.told[-1] == "rollout.back"
+        assert rollout_files.reports(serve.settings, over) == []
+
+    def test_where_a_guard_breaks(self, serve: Serve):
+        serve.each_look = ArmCounts(num_errors=2)
+        with pytest.raises(GateRefusedError, match=r"taken back: error_rate<0\.01 is broken"):
+            serve.roll_out(hold_s=60)
+        assert serve.shares == [0, 5, 0]
+        self.assert_back(serve, "error_rate<0.01 is broken")
+
+    def test_where_somebody_asks(self, serve: Serve):
+        serve.on_look = lambda: rollout_files.ask_back(serve.settings, "spills", "alerts")
+        with pytest.raises(GateRefusedError, match="taken back: alerts"):
+            serve.roll_out(hold_s=60)
+        assert rollout_files.asked_back(serve.settings, "spills") is None
+        self.assert_back(serve, "alerts")
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), OSError("disk full")])
+    def test_where_the_process_is_stopped(self, serve: Serve, error: BaseException):
+        def stop() -> None:
+            raise error
+
+        serve.on_look = stop
+        with pytest.raises(type(error)):
+            serve.roll_out(hold_s=60)
+        self.assert_back(serve, repr(error))
+
+    @pytest.mark.parametrize("call", [BOTH, TWO])
+    def test_where_replicas_do_not_come_up(self, serve: Serve, call: str):
+        serve.fails = {call: ClusterError("no replica was ready")}
+        with pytest.raises(ClusterError, match="no replica was ready"):
+            serve.roll_out()
+        self.assert_back(serve, "no replica was ready")
+
+    def test_where_no_replica_says_what_it_counts(self, serve: Serve, monkeypatch):
+        monkeypatch.setattr(rolling, "_WAIT_FOR_REPORT_S", 0.01)
+        monkeypatch.setattr(rollout_files, "reports", lambda *_: [])
+        with pytest.raises(ClusterError, match="no replica says"):
+            serve.roll_out()
+        self.assert_back(serve, "no replica says")
+
+    def test_where_even_its_end_fails(self, serve: Serve, monkeypatch):
+        append = audit.append
+
+        def fails_at_the_end(settings: Settings, action: str, *told: Any) -> None:
+            if action == "rollout.served":
+                raise PenstockError("the audit log is damaged")
+            append(settings, action, *told)
+
+        monkeypatch.setattr(audit, "append", fails_at_the_end)
+        with pytest.raises(PenstockError, match="damaged"):
+            serve.roll_out()
+        self.assert_back(serve, "the audit log is damaged")
+
+    def test_where_going_back_fails_too_the_first_error_is_told(self, serve: Serve):
+        serve.each_look = ArmCounts(num_errors=2)
+        serve.fails = {ONE: OSError("disk full")}
+        with pytest.raises(GateRefusedError, match="error_rate"):
+            serve.roll_out()
+        assert "going back failed too (disk full)" in serve.rollout.reason
+        assert serve.rollout.share_percent == 0
+
+
+class TestLeft:
+    """A process was killed, and the same command is given again."""
+
+    def test_it_goes_on_where_it_stood(self, serve: Serve):
+        left = serve.leave(serve.plan(), stage=1, share_percent=100.0)
+        done = serve.roll_out(left.plan)
+        assert (done.id, done.outcome) == ("left", "served")
+        assert serve.calls == [BOTH, TWO]
+        # Nothing while replicas start, when nobody looks at the guards.
+        assert serve.shares == [0, 100, 100]
+        assert serve.told == ["rollout.share", "rollout.served"]
+
+    def test_one_that_had_held_every_share_only_ends(self, serve: Serve):
+        left = serve.leave(serve.plan(), phase="finishing", stage=1, share_percent=100.0)
+        assert serve.roll_out(left.plan).outcome == "served"
+        assert serve.calls == [TWO]
+
+    def test_one_that_is_written_down_as_served_only_ends(self, serve: Serve):
+        left = serve.leave(serve.plan(), phase="finishing", stage=1, share_percent=100.0)
+        deployments.record(serve.settings, left.new)
+        assert serve.roll_out(serve.plan()).outcome == "served"
+        assert serve.calls == [TWO]
+
+    def test_with_another_plan_it_is_refused_and_nothing_changes(self, serve: Serve):
+        left = serve.leave(serve.plan())
+        with pytest.raises(UserError, match=r"its plan is another.*penstock rollback"):
+            serve.roll_out(shares_percent=(50, 100))
+        assert serve.calls == []
+        assert serve.rollout == left
+
+    def test_one_that_is_over_is_not_gone_on_with(self, serve: Serve):
+        left = serve.leave(serve.plan(), phase="over", outcome="back")
+        assert serve.roll_out(left.plan).id != "left"
+
+    def test_one_of_a_ray_that_is_gone_has_nothing_to_go_on_from(self, serve: Serve):
+        left = serve.leave(serve.plan())
+        serve.applications = {}
+        with pytest.raises(UserError, match="nothing of spills is served"):
+            serve.roll_out(left.plan)
+
+
+class TestRefused:
+    def test_a_plan_of_what_no_longer_serves(self, serve: Serve):
+        plan = serve.plan()
+        deployments.record(serve.settings, deployment(serve.versions[1]))
+        with pytest.raises(UserError, match=r"version 2 of spills is served, and not version 1"):
+            serve.roll_out(plan)
+        assert (serve.calls, serve.rollout) == ([], None)
+
+    def test_while_another_changes_the_deployment(self, serve: Serve):
+        plan = serve.plan()
+        with exclusive(lock_path(serve.settings, "spills"), what="x"), pytest.raises(BusyError):
+            serve.roll_out(plan)
+        assert (serve.calls, serve.rollout) == ([], None)
+
+
+@contextmanager
+def asked_while_held(serve: Serve) -> Iterator[Future[Deployment]]:
+    """Another process holds the deployment, and somebody has asked it for the way back."""
+    # The lock is let go of first; the pool waits for who waits for that.
+    with ThreadPoolExecutor(1) as pool, exclusive(lock_path(serve.settings, "spills"), what="x"):
+        asked = pool.submit(serve.roll_back)
+        wait_for(lambda: rollout_files.asked_back(serve.settings, "spills"), timeout_s=5)
+        yield asked
+
+
+class TestRollBack:
+    def test_each_leads_one_version_further_back(self, serve: Serve):
+        serve.versions.append(sealed(serve.settings, 3))
+        serve.deploy(2)
+        serve.deploy(3)
+        assert (serve.roll_back().version, serve.roll_back().version) == (2, 1)
+        assert serve.stands.version == 1
+        with pytest.raises(NotFoundError, match="nothing of spills served before version 1"):
+            serve.roll_back()
+
+    def test_the_reason_is_in_the_audit_log(self, serve: Serve):
+        serve.deploy(2)
+        serve.roll_back()
+        found = [r for r in audit.records(serve.settings) if r.action == "deployment.rollback"]
+        assert [(r.subject, r.facts["reason"]) for r in found] == [("spills 1", "alerts")]
+
+    def test_after_a_rollout_it_leads_to_the_version_before(self, serve: Serve):
+        serve.roll_out()
+        assert serve.roll_back().version == 1
+
+    def test_where_nothing_is_served_there_is_no_way_back(self, serve: Serve):
+        deployments.deployment_path(serve.settings, "spills").unlink()
+        with pytest.raises(NotFoundError, match="nothing of spills is served"):
+            serve.roll_back()
+
+    def test_a_rollout_that_was_left_ends_and_the_old_one_answers_alone(self, serve: Serve):
+        serve.leave(serve.plan(), share_percent=5.0)
+        back = serve.roll_back()
+        assert (back.version, back.earlier) == (1, ())
+        assert serve.calls == [ONE]
+        assert (serve.rollout.phase, serve.rollout.share_percent) == ("over", 0)
+
+    def test_one_under_way_is_asked_and_goes_back_by_itself(self, serve: Serve):
+        asked: list[Future[Deployment]] = []
+        with ThreadPoolExecutor(1) as pool:
+
+            def ask_once() -> None:
+                if not asked:
+                    asked.append(pool.submit(serve.roll_back))
+
+            serve.on_look = ask_once
+            with pytest.raises(GateRefusedError, match="asked for: alerts"):
+                serve.roll_out(hold_s=60)
+            assert asked[0].result(5).version == 1
+        assert serve.calls == [BOTH, ONE]
+
+    def test_while_a_plain_deploy_is_under_way_it_is_refused(self, serve: Serve):
+        with (
+            exclusive(lock_path(serve.settings, "spills"), what="x"),
+            pytest.raises(BusyError, match="spills is being deployed"),
+        ):
+            serve.roll_back()
+
+    def test_where_the_asked_process_dies_it_goes_back_by_itself(self, serve: Serve):
+        serve.leave(serve.plan(), share_percent=5.0)
+        with asked_while_held(serve) as asked:
+            pass
+        assert asked.result(5).version == 1
+        assert serve.calls == [ONE]
+        assert serve.rollout.is_over
+
+    def test_where_it_asked_too_late_it_is_told_so(self, serve: Serve):
+        left = serve.leave(serve.plan(), phase="finishing")
+        with asked_while_held(serve) as asked:
+            over = left.model_copy(update={"phase": "over", "outcome": "served"})
+            rollout_files.write(serve.settings, over)
+        with pytest.raises(BusyError, match="version 2 of spills served everything by then"):
+            asked.result(5)
+        assert serve.calls == []
+
+    def test_it_does_not_wait_forever(self, serve: Serve, monkeypatch):
+        monkeypatch.setattr(way_back, "_WAIT_FOR_BACK_S", 0.01)
+        serve.leave(serve.plan())
+        with asked_while_held(serve) as asked, pytest.raises(BusyError, match="does not end"):
+            asked.result(5)
