@@ -132,7 +132,11 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
         # A replica that dies with a request in hand: the request goes to another one. Predictions
         # change nothing, and their ids follow the request's, so a second answer is the same.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        # Each connection to the dead that is kept for reuse costs a try, and leastconn, the default
+        # balance, prefers a replica that has no connection: a dead one.
+        "RAY_SERVE_HAPROXY_RETRIES": "10",
+        # One refused connection, and nobody is sent there until health checks say that it lives.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["fallback_http"]),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports["fallback_grpc"]),
