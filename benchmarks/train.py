@@ -152,34 +152,42 @@ def compare(given: argparse.Namespace) -> dict[str, float]:
 
 def into_tensors(num_rows: int, repeat: int) -> dict[str, float]:
     import numpy as np
-    import polars as pl
-    import torch
 
     from penstock.features.training_set import TrainingSet
-    from penstock.training import preprocessing
-    from penstock.training.row_sources import PieceRows
-    from penstock.training.validation import check_labels
 
     names = tuple(f"f{number}" for number in range(15))
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as made:
         training_set = write_training_set(Path(made), rng, names, num_rows)
-        took_s = []
-        for _ in range(repeat):
-            start = time.perf_counter()
-            rows = PieceRows.open(training_set, None, groups=[])
-            labels = check_labels(rows.light, label="label", side="training")
-            features = rows.matrix(rows.light, feature_names=names, side="training")
-            scaling = preprocessing.fit(features, feature_names=names)
-            inputs = torch.from_numpy(rows.scaled(scaling, features))
-            targets = torch.from_numpy(labels.astype(np.float32))
-            took_s.append(time.perf_counter() - start)
-            assert inputs.shape == (num_rows, 15)
-            assert targets.sum() == rows.light.select(pl.col("label").sum()).item()
+        # Nothing of one is held during the next: a run makes its tensors once.
+        took_s = [once(training_set, names) for _ in range(repeat)]
     assert isinstance(training_set, TrainingSet)
     rate = num_rows / statistics.median(took_s)
     print(f"training set to tensors: {num_rows:,} rows x 15 in {statistics.median(took_s):.2f} s")
     return {"tensors_rows_per_s": round(rate)}
+
+
+def once(training_set, names: tuple[str, ...]) -> float:
+    """Make the tensors, and give the seconds that it took."""
+    import numpy as np
+    import polars as pl
+    import torch
+
+    from penstock.training import preprocessing
+    from penstock.training.row_sources import PieceRows
+    from penstock.training.validation import check_labels
+
+    start = time.perf_counter()
+    rows = PieceRows.open(training_set, None, groups=[])
+    labels = check_labels(rows.light, label="label", side="training")
+    features = rows.matrix(rows.light, feature_names=names, side="training")
+    scaling = preprocessing.fit(features, feature_names=names)
+    inputs = torch.from_numpy(rows.scaled(scaling, features))
+    targets = torch.from_numpy(labels.astype(np.float32))
+    took_s = time.perf_counter() - start
+    assert inputs.shape == (training_set.num_rows, 15)
+    assert targets.sum() == rows.light.select(pl.col("label").sum()).item()
+    return took_s
 
 
 def write_training_set(folder: Path, rng, names: tuple[str, ...], num_rows: int):

@@ -179,9 +179,12 @@ class PieceRows:
             StorageFullError: the file has no room.
         """
         numbers = rows[_NUMBER].to_numpy()
+        # polars knows of row numbers that they are sorted, and looks at no row for it.
+        ascending = rows[_NUMBER].sort().to_numpy()
         out = self._empty(len(numbers), len(feature_names))
         to_rows = partial(to_matrix, feature_names=feature_names, side=side)
-        if len(numbers) == self.training_set.num_rows and (np.diff(numbers) == 1).all():
+        every = np.arange(self.training_set.num_rows, dtype=numbers.dtype)
+        if np.array_equal(numbers, every):
 
             def lay(start: int, piece: pl.DataFrame) -> int:
                 to_rows(piece, out=out[start : start + piece.height])
@@ -197,7 +200,7 @@ class PieceRows:
 
         done = 0
         for num_rows in each_piece(
-            self.training_set, lay, columns=feature_names, numbers=np.sort(numbers)
+            self.training_set, lay, columns=feature_names, numbers=ascending
         ):
             done += num_rows
             if self.folder is not None:
