@@ -115,8 +115,11 @@ class TrainingDataError(UserError):
 class RequestError(UserError):
     """An HTTP request is refused, with the status to answer and the path of the offending part."""
 
-    def __init__(self, status: int, code: str, message: str, *, path: str = "$") -> None:
+    def __init__(
+        self, status: int, code: str, message: str, *, path: str = "$", retry_after_s: int = 1
+    ) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
         self.status = status
         self.code = code
         self.message = message

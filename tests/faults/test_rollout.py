@@ -140,6 +140,8 @@ class TestRollout:
         with callers(rolled.port, MODEL) as asked:
             done = rolled.roll_out(new, guards=(), min_answers=0)
             wait_for(lambda: asked.lost, timeout_s=10)
+            # It has no score for anybody: soon nobody waits for it any more.
+            wait_for(lambda: "model_broken" in asked.lost[-1], timeout_s=10)
         assert done.outcome == "served"
         assert "no_score" in asked.lost[0]
         rolled.back()

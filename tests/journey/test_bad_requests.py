@@ -268,6 +268,17 @@ class TestHeadsAndPaths:
     def test_a_request_id_without_end_is_422(self, server: Server):
         refused(server.send(body_of(), headers={**JSON, "X-Request-Id": "x" * 5_000}), 422)
 
+    def test_who_waits_a_moment_only_gets_no_late_answer(self, server: Server):
+        # The server waits for company for 50 ms.
+        late = refused(server.send(body_of(), headers={**JSON, "X-Timeout-Ms": "5"}), 504)
+        assert late["code"] == "deadline_exceeded"
+        assert server.send(body_of(), headers={**JSON, "X-Timeout-Ms": "20000"}).status == 200
+
+    @pytest.mark.parametrize("given", ["", "0", "-1", "1.5", "soon", "9" * 30])
+    def test_a_time_to_wait_that_is_none_is_422(self, server: Server, given: str):
+        headers = {**JSON, "X-Timeout-Ms": given}
+        assert refused(server.send(body_of(), headers=headers), 422)["code"] == "bad_timeout"
+
     def test_what_is_no_http_ends_at_the_ingress(self, server: Server):
         assert server.raw(b"\x16\x03\x01nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
         assert server.ask(ROW)["missing"] == []

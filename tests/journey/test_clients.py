@@ -94,6 +94,16 @@ def test_a_key_that_is_revoked_is_refused_soon(guarded: Settings):
     wait_for(lambda: ask(guarded, token).status == 401, timeout_s=10)
 
 
+def test_a_key_that_sends_too_much_is_told_to_wait(guarded: Settings):
+    _, token = api_keys.create(
+        guarded, "loud", [f"predict:{MODEL}"], valid_for=None, max_requests_per_s=0.1
+    )
+    wait_for(lambda: ask(guarded, token).status == 200, timeout_s=10)
+    reply = ask(guarded, token)
+    assert (reply.status, reply.json["code"]) == (429, "too_many_requests")
+    assert 1 <= int(reply.headers["retry-after"]) <= 10
+
+
 def test_the_command_has_a_key_of_its_own(guarded: Settings):
     answer = predict(server.url(guarded), MODEL, json.dumps(ROW), token=api_keys.own_token(guarded))
     assert len(answer["predictions"]) == 1

@@ -31,6 +31,10 @@ def create(
     days: Annotated[
         int | None, typer.Option(min=1, help="So long it opens; without it, until it is revoked.")
     ] = None,
+    max_rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Requests a second at each replica; beyond it, 429."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key and show it, once: only a hash of it is kept."""
@@ -41,7 +45,9 @@ def create(
 
     settings = load_settings()
     valid_for = None if days is None else timedelta(days=days)
-    key, token = room.create(settings, name, scope, valid_for=valid_for)
+    key, token = room.create(
+        settings, name, scope, valid_for=valid_for, max_requests_per_s=max_rate
+    )
 
     def render(console: "Console") -> None:
         console.print(token, soft_wrap=True, markup=False, highlight=False)

@@ -159,7 +159,7 @@ def _roll_out(settings: "Settings", use_case: str, plan: "RolloutPlan", *, as_js
 
 def rollback(
     use_case: UseCase,
-    reason: Annotated[str, typer.Option(help="Why; for the audit log.")] = "none given",
+    reason: Annotated[str, typer.Option(help="Why; for the audit log.")] = "no reason given",
     as_json: JsonFlag = False,
 ) -> None:
     """Go back: out of a rollout under way, else to the version that served before."""

@@ -8,6 +8,7 @@ A file that is damaged lets nobody in.
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 import time
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Literal
 
 import orjson
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from penstock import audit
 from penstock.errors import IntegrityError, RequestError, UserError, unknown_name
 from penstock.files import write_whole
 from penstock.locks import exclusive
 from penstock.records import Record
+from penstock.serving.limits import RateLimit
 from penstock.settings import Settings
 
 ADMIN = "admin"
@@ -52,6 +54,8 @@ class ApiKey(Record):
     created: datetime
     expires: datetime | None
     revoked: datetime | None = None
+    max_requests_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """At each replica; None: no limit but the replica's own."""
 
     def state(self, now: datetime) -> Literal["valid", "expired", "revoked"]:
         """Say whether it opens anything."""
@@ -71,7 +75,12 @@ def keys_file(settings: Settings) -> Path:
 
 
 def create(
-    settings: Settings, name: str, scopes: Sequence[str], *, valid_for: timedelta | None
+    settings: Settings,
+    name: str,
+    scopes: Sequence[str],
+    *,
+    valid_for: timedelta | None,
+    max_requests_per_s: float | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key.
 
@@ -80,6 +89,7 @@ def create(
         name: whose key it is, or what for.
         scopes: what it opens; see `SCOPES`.
         valid_for: from now on; None: until it is revoked.
+        max_requests_per_s: at each replica; None: no limit.
 
     Returns:
         The key, and the token to send: shown once, and kept nowhere.
@@ -104,6 +114,7 @@ def create(
         scopes=tuple(dict.fromkeys(scopes)),
         created=now,
         expires=None if valid_for is None else now + valid_for,
+        max_requests_per_s=max_requests_per_s,
     )
     with _locked(settings):
         facts = {"name": name, "scopes": " ".join(made.scopes)}
@@ -193,6 +204,7 @@ class Gatekeeper:
         self._keys: dict[str, ApiKey] = {}
         # Who was let in before; a digest a request would cost more than all else here.
         self._known: dict[bytes, ApiKey] = {}
+        self._limits: dict[str, RateLimit] = {}
 
     def check(self, headers: Sequence[tuple[bytes, bytes]], wanted: str) -> str | None:
         """Let a request pass, or refuse it before its body is read.
@@ -201,7 +213,8 @@ class Gatekeeper:
             The id of its key; None where none is asked for.
 
         Raises:
-            RequestError: 401 without a valid key, 403 where that does not open what is wanted.
+            RequestError: 401 without a valid key, 403 where that does not open what is wanted, 429
+                beyond its rate.
         """
         if self._is_open:
             return None
@@ -219,7 +232,22 @@ class Gatekeeper:
             raise RequestError(401, "unauthorized", f"this key is {state}")
         if not allows(key.scopes, wanted):
             raise RequestError(403, "forbidden", f"this key does not open {wanted}")
+        if key.max_requests_per_s is not None:
+            self._check_rate(key.id, key.max_requests_per_s)
         return key.id
+
+    def _check_rate(self, key_id: str, per_s: float) -> None:
+        limit = self._limits.get(key_id)
+        if limit is None or limit.per_s != per_s:
+            limit = self._limits[key_id] = RateLimit(per_s)
+        wait_s = limit.wait_s(self._clock())
+        if wait_s > 0:
+            raise RequestError(
+                429,
+                "too_many_requests",
+                f"this key may send {per_s:g} requests a second",
+                retry_after_s=math.ceil(wait_s),
+            )
 
     def _find(self, token: bytes) -> ApiKey | None:
         key_id, _, secret = token.partition(b".")

@@ -22,6 +22,8 @@ from penstock.serving.protocols import Protocols, Scored
 from penstock.serving.requests import RequestParser
 from penstock.settings import Settings
 
+NO_SCORE = "no_score"
+"""The code of a refusal where the model gives no finite number."""
 _ROWS_PER_STEP = 512
 
 
@@ -135,7 +137,7 @@ def check_finite(scored: Scored) -> Scored | RequestError:
         return scored
     row = int(np.argmin(finite))
     return RequestError(
-        422, "no_score", "the model has no finite score for this row", path=f"$.rows[{row}]"
+        422, NO_SCORE, "the model has no finite score for this row", path=f"$.rows[{row}]"
     )
 
 

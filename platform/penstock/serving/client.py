@@ -97,7 +97,7 @@ def _explain(error: urllib.error.HTTPError) -> PenstockError:
         return ClusterError(f"{error.url} answers {error.code} and no JSON")
     if error.code == 404:
         return NotFoundError(message, next_step="see `penstock status` for what is deployed")
-    if code == "overloaded":
+    if code in ("overloaded", "too_many_requests"):
         return BusyError(message, next_step="try again in a moment")
     if error.code >= 500:
         return ClusterError(f"{message} ({error.code} {code})", next_step="try again in a moment")

@@ -25,7 +25,6 @@ MODEL_PREFIX = "/v1/models/"
 # The ingress leads /v2/models/<model>/… to the model's own prefix.
 _OPEN_INFERENCE = re.compile(r"/v2(/|$)|/v1/models/[^/]+/v2(/|$)")
 _LOOPBACK_NAMES = frozenset({b"127.0.0.1", b"localhost", b"[::1]"})
-_RETRY_AFTER_S = b"1"
 # A refused body is read to its end, up to here, so that the client gets to read the answer.
 _MAX_DRAINED_BYTES = 64 << 20
 
@@ -51,8 +50,8 @@ def error_answer(
 
     Who asks at a path of the Open Inference Protocol finds the message as `error`, too.
     """
-    if error.status == 503 and not any(name == b"retry-after" for name, _ in headers):
-        headers = (*headers, (b"retry-after", _RETRY_AFTER_S))
+    if error.status in (429, 503) and not any(name == b"retry-after" for name, _ in headers):
+        headers = (*headers, (b"retry-after", b"%d" % error.retry_after_s))
     if error.status == 401:
         headers = (*headers, (b"www-authenticate", b'Bearer realm="penstock"'))
     parts = {"code": error.code, "message": error.message, "path": error.path}

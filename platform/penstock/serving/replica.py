@@ -18,8 +18,9 @@ from penstock.errors import RequestError, StoreEmptyError
 from penstock.records import Record
 from penstock.serving import http, shortcut
 from penstock.serving.api_keys import Gatekeeper
-from penstock.serving.arm import Arm, check_finite, split
+from penstock.serving.arm import NO_SCORE, Arm, check_finite, split
 from penstock.serving.batching import Batcher
+from penstock.serving.limits import Breaker
 from penstock.serving.prediction_log import Asked
 from penstock.serving.protocols import Protocol, Scored
 from penstock.serving.requests import Row
@@ -31,6 +32,7 @@ MAX_REQUESTS_IN_SERVE = 1 << 16
 _NUM_FULL_REQUESTS = 8
 """Requests of the largest size whose rows may be in flight at one replica."""
 _MAX_REQUEST_ID_BYTES = 200
+_MAX_TIMEOUT_MS = 3_600_000
 _SWITCH_S = 0.0005
 """How long the thread that writes the prediction log may hold up answers; Python's 5 ms, a few
 times in a row, is what the slowest of a hundred requests then waits for."""
@@ -80,6 +82,7 @@ class Replica:
         )
         self._num_requests = 0
         self._num_rows = 0
+        self._breaker = Breaker()
         self._gatekeeper = Gatekeeper(settings)
         self._scope = f"predict:{self._arguments.model}"
         self._posts, self._pages = dict(arm.protocols.posts), dict(arm.protocols.pages)
@@ -149,6 +152,7 @@ class Replica:
         headers = scope["headers"]
         if self._num_requests >= self._max_requests:
             raise _overloaded(f"{self._num_requests} requests are in flight")
+        timeout_s = _timeout_s(headers)
         self._num_requests += 1
         num_rows = 0
         try:
@@ -165,9 +169,21 @@ class Replica:
                     return answer
             started_s = time.perf_counter()
             asked = _asked(self._arguments.digest, headers, body, rows)
-            scored = await self._batcher.submit(asked)
+            if not self._breaker.lets_in(started_s):
+                raise RequestError(503, "model_broken", "the model has no finite score for anybody")
+            if timeout_s is None:
+                scored = await self._batcher.submit(asked)
+            else:
+                async with asyncio.timeout(timeout_s):
+                    scored = await self._batcher.submit(asked)
+            if isinstance(scored, Scored) or scored.code == NO_SCORE:
+                self._breaker.count(has_score=isinstance(scored, Scored), now_s=started_s)
             if self._trial is not None and isinstance(scored, Scored):
                 self._trial.answered_by_old(asked, scored, time.perf_counter() - started_s)
+        except TimeoutError:
+            raise RequestError(
+                504, "deadline_exceeded", f"no answer within the {timeout_s:g} s that were allowed"
+            ) from None
         finally:
             self._num_requests -= 1
             self._num_rows -= num_rows
@@ -239,6 +255,24 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def _timeout_s(headers: http.Headers) -> float | None:
+    """Read how long the caller waits for an answer; None: it does not say.
+
+    Raises:
+        RequestError: that is no time.
+    """
+    given = next((value for key, value in headers if key == b"x-timeout-ms"), None)
+    if given is None:
+        return None
+    if not (given.isdigit() and 0 < int(given[:8]) <= _MAX_TIMEOUT_MS):
+        raise RequestError(
+            422,
+            "bad_timeout",
+            f"X-Timeout-Ms is a whole number of milliseconds up to {_MAX_TIMEOUT_MS:,}",
+        )
+    return int(given) / 1000
 
 
 def _overloaded(what: str) -> RequestError:

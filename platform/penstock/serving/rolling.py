@@ -278,7 +278,8 @@ class _Watch:
                 self._report(f"{what}: {told}, {p99}; {decision.reason}")
                 return decision
             held_s = min(round(time.monotonic() - started_s), round(plan.hold_s))
-            self._progress(f"{what}, {told}", held_s, round(plan.hold_s), unit="s")
+            waits = f"; {decision.reason}" if held_s >= plan.hold_s else ""
+            self._progress(f"{what}, {told}{waits}", held_s, round(plan.hold_s), unit="s")
             self._renew()
             time.sleep(rollout_files.LOOK_S)
 

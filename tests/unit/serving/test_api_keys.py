@@ -45,8 +45,10 @@ def door(project: Settings) -> Door:
     return Door(project)
 
 
-def make(project: Settings, *scopes: str, valid_for: timedelta | None = None) -> str:
-    return api_keys.create(project, "tests", scopes or (PREDICT,), valid_for=valid_for)[1]
+def make(
+    project: Settings, *scopes: str, valid_for: timedelta | None = None, **limits: float
+) -> str:
+    return api_keys.create(project, "tests", scopes or (PREDICT,), valid_for=valid_for, **limits)[1]
 
 
 class TestCreate:
@@ -121,6 +123,13 @@ class TestGatekeeper:
         assert door.status(token) == 200
         door.now += timedelta(days=1, seconds=1)
         assert door.status(token) == 401
+
+    def test_beyond_its_rate_a_key_is_told_to_wait_and_others_are_not(self, project, door):
+        token, other = make(project, max_requests_per_s=2.0), make(project)
+        assert [door.status(token) for _ in range(3)] == [200, 200, 429]
+        assert door.status(other) == 200
+        door.clock_s += 0.5
+        assert [door.status(token) for _ in range(2)] == [200, 429]
 
     def test_a_damaged_file_lets_nobody_in_until_it_is_restored(self, project, door):
         token = make(project)
