@@ -14,12 +14,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import rollout_driver
 from cases import some_slow
 from http_requests import JSON, send
 from payments import end_of_day
+from penstock.cluster.ingress import ingress_ports
 from penstock.cluster.local import LocalCluster, state_path
 from penstock.errors import ClusterError, GateRefusedError, IntegrityError
 from penstock.registry.versions import ModelVersion
@@ -52,6 +54,15 @@ class Rolled:
     @property
     def port(self) -> int:
         return int(server.url(self.settings).rsplit(":", 1)[1])
+
+    @property
+    def replica_ports(self) -> set[int]:
+        ports = ingress_ports(
+            self.settings.model_copy(
+                update={"serving": self.settings.serving.model_copy(update={"port": self.port})}
+            )
+        )
+        return set(range(ports["replicas_from"], ports["replicas_to"]))
 
     @property
     def serving(self) -> int:
@@ -267,7 +278,47 @@ class TestDeploysUnderLoad:
         assert len(asked.answers) > 5_000
 
 
+def listening_ports(pid: int) -> list[int]:
+    """The ports that a process listens on."""
+    found = psutil.Process(pid).net_connections(kind="tcp")
+    return sorted(each.laddr.port for each in found if each.status == psutil.CONN_LISTEN)
+
+
+def ingress_pid(port: int) -> int:
+    """The process that answers at the port."""
+    return next(
+        each.pid
+        for each in psutil.net_connections(kind="tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid
+    )
+
+
+class TestKilledIngress:
+    def test_another_one_takes_its_place(self, rolled: Rolled):
+        with callers(rolled.port, MODEL) as asked:
+            wait_for(lambda: asked.answers)
+            killed = ingress_pid(rolled.port)
+            os.kill(killed, signal.SIGKILL)
+            killed_s = time.monotonic()
+            # It takes some six seconds; a busy machine may take its time.
+            wait_for(lambda: asked.answers[-1][0] > killed_s + 0.5, timeout_s=30)
+        assert ingress_pid(rolled.port) != killed
+        # It takes the requests along that it had in hand, and nobody is let in before the next.
+        assert asked.lost
+
+
 class TestKilledReplicas:
+    @pytest.mark.slow
+    def test_past_the_ingress_which_tries_again_its_requests_would_be_lost(self, rolled: Rolled):
+        (pid,) = replica_pids()
+        ports = rolled.replica_ports & set(listening_ports(pid))
+        with callers(min(ports), MODEL) as asked:
+            wait_for(lambda: asked.answers)
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: asked.lost, timeout_s=10)
+        assert asked.lost
+        wait_for(lambda: len(replica_pids()) == 1)
+
     @pytest.mark.parametrize("num_kills", some_slow((1, 10), in_every_run={1}))
     def test_the_other_one_answers(self, rolled: Rolled, num_kills: int):
         two = rolled.register(min_replicas=2, max_replicas=2, num_cpus_per_replica=0.1)
