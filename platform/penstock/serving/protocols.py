@@ -10,7 +10,7 @@ import orjson
 
 from penstock.errors import RequestError
 from penstock.registry.package import Signature
-from penstock.serving import http, invocations, open_inference
+from penstock.serving import http, invocations, open_inference, openapi
 from penstock.serving.requests import RequestParser, Row
 
 _VERSION = re.compile(r"(?:/v2)?/versions/([^/]+)(?:/|$)")
@@ -64,7 +64,10 @@ class Protocols:
         )
         self.posts: dict[str, Protocol] = {}
         """Who takes rows."""
-        self.pages: dict[str, Callable[[], http.Answer]] = {self._route: self._describe}
+        self.pages: dict[str, Callable[[], http.Answer]] = {
+            self._route: self._describe,
+            f"{self._route}/openapi.json": self._describe_paths,
+        }
         """Who tells of the model."""
         self.describe_more: Callable[[], dict[str, Any]] = dict
         """What the model's page tells beside."""
@@ -112,6 +115,15 @@ class Protocols:
             **self.describe_more(),
         }
         return http.Answer(status=200, body=orjson.dumps(body))
+
+    def _describe_paths(self) -> http.Answer:
+        described = openapi.document(
+            route=self._route,
+            version=self._version,
+            signature=self._signature,
+            max_rows=self._signature.serving.max_rows_per_request,
+        )
+        return http.Answer(status=200, body=orjson.dumps(described))
 
     def _describe_tensors(self) -> http.Answer:
         fields = self._signature.request_fields
