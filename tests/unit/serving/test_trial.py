@@ -34,6 +34,7 @@ class FakeArm:
         self.signature = SimpleNamespace(model="spills", threshold=0.5, serving=policy)
         self.version = 2
         self.score: Callable[[Row], float] = lambda row: row["score"]
+        self.metrics = SimpleNamespace(watch=lambda **_: None, tell_soon=lambda: None)
         self.sizes: list[int] = []
         self.is_closed = False
 
