@@ -6,7 +6,7 @@ On a request's way something is appended to a list; four times a second the list
 import asyncio
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
