@@ -35,7 +35,7 @@ from servers import Prometheus, running_prometheus
 from small_model import prepare, train_small
 from waiting import wait_for
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.servers]
 
 MODEL = "watched"
 DOCS = REPO_ROOT / "docs"
@@ -121,7 +121,7 @@ def rolling(
         with ThreadPoolExecutor(1) as thread:
             rolled = thread.submit(roll_out, mine, new, plan, report=lambda _: None)
             try:
-                wait_for(lambda: rolled.done() or phase(mine) == "shifting")
+                wait_for(lambda: rolled.done() or phase(mine) == "shifting", timeout_s=180)
                 found = rollout_files.find(mine, MODEL)
                 assert found is not None
                 yield Rolling(mine, found.id)
@@ -141,13 +141,15 @@ def phase(settings: Settings) -> str:
 @pytest.fixture(scope="module")
 def watched(
     rolling: Rolling,
+    project: Project,
     prometheus_programs: tuple[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Watched]:
     """Two equal rounds of requests, and all that Prometheus saw of them."""
     folder = tmp_path_factory.mktemp("prometheus")
-    _, token = api_keys.create(rolling.settings, "prometheus", ["read"], valid_for=None)
-    (folder / "penstock.token").write_text(token)
+    storage = {"PENSTOCK_STORAGE__ROOT": str(rolling.settings.storage_path)}
+    shown = project.must("api-keys", "create", "prometheus", "--scope", "read", **storage).stdout
+    (folder / "prometheus.token").write_text(shown.splitlines()[0])
     shutil.copy(DOCS / "prometheus" / "alerts.yml", folder)
     config = folder / "prometheus.yml"
     config.write_text(for_the_test((DOCS / "prometheus" / "prometheus.yml").read_text(), rolling))
@@ -171,10 +173,16 @@ def watched(
 
 
 def for_the_test(config: str, rolling: Rolling) -> str:
-    """The documented configuration with the lines for keys, on our port, four looks in 2 s."""
+    """The documented configuration with the lines for keys, on our port, two looks a second."""
     with_key = re.sub(r"^( +)# (authorization:|  credentials_file:)", r"\1\2", config, flags=re.M)
-    assert with_key.count("credentials_file: penstock.token") == 1
-    return with_key.replace("15s", "500ms").replace("127.0.0.1:8000", f"127.0.0.1:{rolling.port}")
+    for before, after in {
+        "../../.penstock/prometheus.token": "prometheus.token",
+        "127.0.0.1:8000": f"127.0.0.1:{rolling.port}",
+        "15s": "500ms",
+    }.items():
+        assert before in with_key
+        with_key = with_key.replace(before, after)
+    return with_key
 
 
 def headers(rolling: Rolling) -> dict[str, str]:

@@ -29,6 +29,8 @@ _FLUSH_S = 0.25
 PREFIX = "penstock_"
 # Ray annotates tag_keys as a tuple of exactly one name, and takes any number.
 _KEYS: Any = ("model", "model_version")
+_Batch = tuple[int, int, Sequence[OnlineRows]]
+"""Number of requests, number of rows, and what was looked up for them."""
 
 
 class _Distribution:
@@ -138,7 +140,7 @@ class RequestMetrics:
         self._answered: list[int] = []
         self._latencies_s: list[float] = []
         # A version on trial appends from its own thread.
-        self._scored: deque[tuple[int, Sequence[OnlineRows]]] = deque()
+        self._scored: deque[_Batch] = deque()
         self._flush: asyncio.TimerHandle | None = None
 
     def watch(self, **queue: Callable[[], int]) -> None:
@@ -152,9 +154,11 @@ class RequestMetrics:
         self._latencies_s.append(latency_s)
         self.tell_soon()
 
-    def count_batch(self, num_requests: int, looked_up: Sequence[OnlineRows]) -> None:
+    def count_batch(
+        self, num_requests: int, num_rows: int, looked_up: Sequence[OnlineRows]
+    ) -> None:
         """Count one batch of requests; on any thread, and the loop then calls `tell_soon`."""
-        self._scored.append((num_requests, looked_up))
+        self._scored.append((num_requests, num_rows, looked_up))
 
     def tell_soon(self) -> None:
         """Export what was counted, in a moment."""
@@ -177,12 +181,11 @@ class RequestMetrics:
         # The last answer leads here too, so an idle replica's queue does not stay as it was.
         self._sample()
 
-    def _tell_batches(self, batches: Sequence[tuple[int, Sequence[OnlineRows]]]) -> None:
-        found = [rows for _, looked_up in batches for rows in looked_up]
+    def _tell_batches(self, batches: Sequence[_Batch]) -> None:
         self._batches.inc(len(batches))
-        self._batch_requests.tell(np.array([number for number, _ in batches]))
-        sizes = [sum(len(rows.missing) for rows in looked_up) for _, looked_up in batches]
-        self._batch_rows.tell(np.array(sizes))
+        self._batch_requests.tell(np.array([batch[0] for batch in batches]))
+        self._batch_rows.tell(np.array([batch[1] for batch in batches]))
+        found = list(chain.from_iterable(batch[2] for batch in batches))
         absent: Tally[str] = Tally()
         # Most rows lack nothing, or the same ones.
         for names, number in Tally(chain.from_iterable(rows.missing for rows in found)).items():

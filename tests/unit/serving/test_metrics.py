@@ -65,8 +65,8 @@ def test_requests_are_counted_by_code_and_within_each_latency(told: Counter):
 def test_batches_rows_and_missing_features_are_told_with_the_answers(told: Counter):
     async def answer() -> None:
         metrics = RequestMetrics("m", 1)
-        metrics.count_batch(2, [looked_up(("a", "b"), ()), looked_up(("a",))])
-        metrics.count_batch(1, [looked_up(())])
+        metrics.count_batch(2, 3, [looked_up(("a", "b"), ()), looked_up(("a",))])
+        metrics.count_batch(1, 1, [looked_up(())])
         metrics.count(200, 0.001)
         await asyncio.sleep(0.35)
 
@@ -85,7 +85,7 @@ def test_features_are_as_old_as_their_row_was_at_the_time_that_was_asked_about(t
     async def answer() -> None:
         metrics = RequestMetrics("m", 1)
         ages_us = (0, 2_000_000, 3 * DAY_US, -DAY_US)
-        metrics.count_batch(1, [looked_up((), (), (), (), (), ages_us=ages_us)])
+        metrics.count_batch(1, 5, [looked_up((), (), (), (), (), ages_us=ages_us)])
         metrics.tell_soon()
         await asyncio.sleep(0.35)
 
