@@ -9,10 +9,10 @@ from penstock.cluster import local
 from penstock.cluster.local import LocalCluster
 from penstock.settings import Settings
 from projects import Completed, Project
-from servers import postgres, redis_server
+from servers import postgres, prometheus_programs, redis_server
 
 _SETTINGS = pytest.StashKey[Settings]()
-__all__ = ["penstock", "postgres", "project", "ray_cluster", "redis_server"]
+__all__ = ["penstock", "postgres", "project", "prometheus_programs", "ray_cluster", "redis_server"]
 
 
 def pytest_configure() -> None:

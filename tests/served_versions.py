@@ -65,17 +65,17 @@ def register(
     return registry.resolve(model, entry.version)
 
 
-def no_number(graph: bytes) -> bytes:
-    """NaN for every row that has its first feature: the row without features still has a score."""
+def no_number(graph: bytes, *, feature: int = 0) -> bytes:
+    """NaN for every row that has a feature, the first: the row without features still has a score."""
     from onnx import helper, numpy_helper
 
     nodes = [
-        helper.make_node("Gather", ["features", "first"], ["column"], axis=1),
+        helper.make_node("Gather", ["features", "which"], ["column"], axis=1),
         helper.make_node("IsNaN", ["column"], ["is_absent"]),
         helper.make_node("Where", ["is_absent", "true_score", "no_number"], ["score"]),
     ]
     constants = [
-        numpy_helper.from_array(np.array(0, dtype=np.int64), "first"),
+        numpy_helper.from_array(np.array(feature, dtype=np.int64), "which"),
         numpy_helper.from_array(np.array(np.nan, dtype=np.float32), "no_number"),
     ]
     return _behind(graph, nodes, constants)

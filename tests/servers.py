@@ -1,10 +1,13 @@
-"""Postgres and Redis for tests: instances of our own, from Debian's packages.
+"""Postgres, Redis and Prometheus for tests: instances of our own, from Debian's packages.
 
 Where the programs are missing and we are root, the packages are installed. A service that the
-package brings is never touched: ours run from temporary folders on free loopback ports.
+package brings is never touched: ours run from temporary folders on free loopback ports. That of
+Prometheus would listen on every interface, so its package is unpacked and not installed.
 """
 
 import fcntl
+import json
+import math
 import os
 import secrets
 import shutil
@@ -17,6 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
@@ -59,6 +66,34 @@ class Redis:
         return f"127.0.0.1:{self.port},password={self.password}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prometheus:
+    """A Prometheus of one test, and the tool that checks its files."""
+
+    port: int
+    promtool: str
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """Ask its HTTP API; gives `data`, or fails with what it says."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urlencode(parameters)}"
+        try:
+            with build_opener(ProxyHandler({})).open(url, timeout=30) as page:
+                return json.load(page)["data"]
+        except HTTPError as error:
+            pytest.fail(f"{parameters or path}: {error.read().decode()}")
+
+    def query(self, query: str, *, at_s: float | None = None) -> list[dict[str, Any]]:
+        """Evaluate as of a time, or now; gives the series."""
+        time_of = {} if at_s is None else {"time": str(at_s)}
+        return self.get("query", query=query, **time_of)["result"]
+
+    def number(self, query: str) -> float:
+        """Evaluate now what gives one number; NaN: it gives none."""
+        found = self.query(query)
+        assert len(found) <= 1, found
+        return float(found[0]["value"][1]) if found else math.nan
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,14 +128,17 @@ def _need(*programs: str) -> dict[str, str]:
 
 
 def _install() -> None:
+    _apt(["apt-get", "install", "-q", "-y", "--no-install-recommends", *_PACKAGES])
+
+
+def _apt(*commands: list[str], folder: Path | None = None) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (
-        ["apt-get", "update", "-q"],
-        ["apt-get", "install", "-q", "-y", "--no-install-recommends", *_PACKAGES],
-    ):
-        done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
+    for command in (["apt-get", "update", "-q"], *commands):
+        done = subprocess.run(
+            command, env=quiet, cwd=folder, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             pytest.fail(f"{' '.join(command)} failed:\n{done.stdout[-500:]}{done.stderr[-1500:]}")
 
@@ -234,4 +272,55 @@ def _redis_answers(server: Redis) -> bool:
         with redis.Redis(port=server.port, password=server.password) as client:
             return bool(client.ping())
     except redis.exceptions.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def prometheus_programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Debian's `prometheus` and `promtool`."""
+    names = ("prometheus", "promtool")
+    if not all(map(shutil.which, names)):
+        folder = tmp_path_factory.mktemp("debian")
+        unpack = ["sh", "-c", "dpkg-deb --extract prometheus_*.deb ."]
+        _apt(["apt-get", "download", "-q", "prometheus"], unpack, folder=folder)
+        found = [shutil.which(name, path=folder / "usr" / "bin") for name in names]
+    else:
+        found = [shutil.which(name) for name in names]
+    program, tool = found
+    if program is None or tool is None:
+        pytest.fail("prometheus not found; as root: apt-get install prometheus")
+    return program, tool
+
+
+@contextmanager
+def running_prometheus(
+    programs: tuple[str, str], config: Path, *, folder: Path
+) -> Iterator[Prometheus]:
+    """Start a Prometheus on a free loopback port; its data goes to the folder."""
+    program, tool = programs
+    server = Prometheus(port=_free_port(), promtool=tool)
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *(program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"),
+                *(f"--web.listen-address=127.0.0.1:{server.port}", "--log.level=warn"),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+        )
+    try:
+        _wait(lambda: _prometheus_answers(server), process, log)
+        yield server
+    finally:
+        _stop(process, signal.SIGTERM)
+
+
+def _prometheus_answers(server: Prometheus) -> bool:
+    try:
+        url = f"http://127.0.0.1:{server.port}/-/ready"
+        with build_opener(ProxyHandler({})).open(url, timeout=5) as page:
+            return page.status == 200
+    except OSError:
         return False

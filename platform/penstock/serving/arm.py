@@ -111,7 +111,7 @@ class Arm:
             scores.append(self._predictor.predict(looked_up.values))
             missing += looked_up.missing
             found.append(looked_up)
-        self.metrics.count_batch(missing)
+        self.metrics.count_batch(len(requests), len(rows), found)
         all_scores = scores[0] if len(scores) == 1 else np.concatenate(scores)
         if self._log is not None:
             self._log.put(AnsweredBatch(time.time_ns() // 1_000, requests, found, all_scores))

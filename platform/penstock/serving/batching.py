@@ -41,6 +41,11 @@ class Batcher(Generic[ItemT, ResultT]):
         self._wake: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
 
+    @property
+    def num_waiting(self) -> int:
+        """Items that no batch has taken yet."""
+        return len(self._waiting)
+
     def submit(self, item: ItemT) -> "asyncio.Future[ResultT]":
         """Queue an item; the future gives its result."""
         loop = asyncio.get_running_loop()

@@ -97,6 +97,9 @@ class Replica:
             max_batch_size=self._policy.max_batch_size,
             wait_s=self._policy.batch_wait_s,
         )
+        self._metrics.watch(
+            in_flight=lambda: self._num_requests, waiting=lambda: self._batcher.num_waiting
+        )
 
     def _join(self, trial: Trial) -> None:
         """Take a second version in; what names its number asks it alone."""
@@ -241,6 +244,7 @@ class Replica:
                 next(steps)
             except StopIteration as done:
                 scored: Scored = done.value
+                self._metrics.tell_soon()
                 return scored
             # Between large steps the loop may answer health checks and refusals.
             await asyncio.sleep(0)

@@ -21,6 +21,7 @@ from penstock.serving import http, rollout_files
 from penstock.serving.arm import Arm, check_finite, split
 from penstock.serving.arm_counts import ArmCounts, latency_bucket
 from penstock.serving.batching import Batcher
+from penstock.serving.metrics import TrialMetrics
 from penstock.serving.prediction_log import Asked
 from penstock.serving.protocols import Scored
 from penstock.serving.requests import Row
@@ -100,6 +101,8 @@ class Trial:
         self._batcher = Batcher(
             self._run, max_batch_size=policy.max_batch_size, wait_s=policy.batch_wait_s
         )
+        self.arm.metrics.watch(waiting=lambda: self._batcher.num_waiting)
+        self._metrics = TrialMetrics(self._model, self.arm.version)
         self._new, self._old = _Tally(), _Tally()
         self._num_buckets = 0
         self._is_running = self._hangs = False
@@ -176,6 +179,8 @@ class Trial:
             return await loop.run_in_executor(self._pool, self._score, requests)
         finally:
             self._is_running = self._hangs = False
+            # A shadow answers nobody, so no answer leads there.
+            self.arm.metrics.tell_soon()
 
     def _score(self, requests: Sequence[Asked]) -> list[Scored | RequestError]:
         try:
@@ -204,6 +209,8 @@ class Trial:
     def _follow(self) -> None:
         while not self._closing.wait(rollout_files.LOOK_S):
             try:
+                share = self._num_buckets / NUM_BUCKETS
+                self._metrics.tell(share=share, num_failed=self._new.num_errors)
                 self._look()
             except Exception:  # noqa: BLE001 - it looks again in a moment
                 # Who can't read how a rollout stands gives the new version nothing.

@@ -35,6 +35,19 @@ def test_what_waits_at_the_same_time_runs_together_and_each_gets_its_own():
     assert doubler.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def test_what_no_batch_has_taken_yet_is_waiting():
+    async def ask() -> list[int]:
+        batcher = batcher_of(Doubler())
+        answers = [batcher.submit(n) for n in range(6)]
+        waiting = [batcher.num_waiting]
+        for answer in (answers[0], answers[5]):
+            await answer
+            waiting.append(batcher.num_waiting)
+        return waiting
+
+    assert asyncio.run(ask()) == [6, 2, 0]
+
+
 def test_a_lone_item_does_not_wait():
     doubler = Doubler()
 

@@ -1,10 +1,16 @@
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from ray.serve import metrics as vendor
 
-from penstock.serving.metrics import RequestMetrics
+from penstock.features.online import OnlineRows
+from penstock.features.online_rows import NO_EVENT_US
+from penstock.serving.metrics import RequestMetrics, TrialMetrics
+
+DAY_US = 86_400_000_000
 
 
 class Series:
@@ -19,13 +25,24 @@ class Series:
         assert value > 0, "Ray refuses to count nothing"
         self.told[self.name, *(tags or {}).values()] += value
 
-    observe = inc
+    def set(self, value: float) -> None:
+        self.told[self.name,] = value
+
+
+def looked_up(*missing: tuple[str, ...], ages_us: Sequence[int] = ()) -> OnlineRows:
+    """Rows by the names of their missing features; the last of them by the age of their riders."""
+    event_us = np.full(len(missing), NO_EVENT_US)
+    as_of_us = np.full(len(missing), 100 * DAY_US)
+    if ages_us:
+        event_us[-len(ages_us) :] = 100 * DAY_US - np.array(ages_us)
+    event_us_of = {"riders": event_us, "cities": np.full(len(missing), NO_EVENT_US)}
+    return OnlineRows(np.zeros((len(missing), 2)), list(missing), {}, as_of_us, event_us_of)
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Counter:
     counted: Counter = Counter()
-    for kind in ("Counter", "Histogram"):
+    for kind in ("Counter", "Gauge"):
         monkeypatch.setattr(vendor, kind, lambda name, **_: Series(counted, name))
     return counted
 
@@ -48,8 +65,8 @@ def test_requests_are_counted_by_code_and_within_each_latency(told: Counter):
 def test_batches_rows_and_missing_features_are_told_with_the_answers(told: Counter):
     async def answer() -> None:
         metrics = RequestMetrics("m", 1)
-        metrics.count_batch([("a", "b"), (), ("a",)])
-        metrics.count_batch([()])
+        metrics.count_batch(2, 3, [looked_up(("a", "b"), ()), looked_up(("a",))])
+        metrics.count_batch(1, 1, [looked_up(())])
         metrics.count(200, 0.001)
         await asyncio.sleep(0.35)
 
@@ -58,6 +75,50 @@ def test_batches_rows_and_missing_features_are_told_with_the_answers(told: Count
     assert told["penstock_predict_rows",] == 4
     assert told["penstock_predict_missing_features", "a"] == 2
     assert told["penstock_predict_missing_features", "b"] == 1
+    requests, rows = "penstock_predict_batch_requests_bucket", "penstock_predict_batch_rows_bucket"
+    assert [told[requests, le] for le in ("1", "2", "4", "+Inf")] == [1, 2, 2, 2]
+    assert told["penstock_predict_batch_requests_sum",] == 3
+    assert [told[rows, le] for le in ("1", "4", "+Inf")] == [1, 2, 2]
+
+
+def test_features_are_as_old_as_their_row_was_at_the_time_that_was_asked_about(told: Counter):
+    async def answer() -> None:
+        metrics = RequestMetrics("m", 1)
+        ages_us = (0, 2_000_000, 3 * DAY_US, -DAY_US)
+        metrics.count_batch(1, 5, [looked_up((), (), (), (), (), ages_us=ages_us)])
+        metrics.tell_soon()
+        await asyncio.sleep(0.35)
+
+    asyncio.run(answer())
+    bucket = "penstock_predict_feature_age_seconds_bucket"
+    found = [told[bucket, "riders", le] for le in ("1", "10", "172800", "604800", "+Inf")]
+    assert found == [2, 3, 3, 4, 4], "an unknown entity has no age, a request about the past has 0"
+    assert told["penstock_predict_feature_age_seconds_sum", "riders"] == 2 + 3 * 86_400
+    assert not [key for key in told if "cities" in key]
+
+
+def test_the_queue_is_sampled_behind_the_last_answer(told: Counter):
+    waiting = [7, 3, 0]
+
+    async def answer() -> None:
+        metrics = RequestMetrics("m", 1)
+        metrics.watch(waiting=lambda: waiting.pop(0))
+        sampled = [told["penstock_predict_requests_waiting",]]
+        for _ in range(2):
+            metrics.count(200, 0.001)
+            await asyncio.sleep(0.35)
+            sampled.append(told["penstock_predict_requests_waiting",])
+        assert sampled == [7, 3, 0]
+
+    asyncio.run(answer())
+
+
+def test_a_rollout_tells_its_share_and_each_failure_once(told: Counter):
+    metrics = TrialMetrics("m", 2)
+    for share, num_failed in ((0.05, 0), (0.25, 3), (0.0, 4), (0.0, 4)):
+        metrics.tell(share=share, num_failed=num_failed)
+    assert told["penstock_rollout_failed_requests",] == 4
+    assert told["penstock_rollout_share_ratio",] == 0
 
 
 def test_where_all_is_refused_no_batch_is_told(told: Counter):

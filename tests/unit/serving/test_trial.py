@@ -34,6 +34,10 @@ class FakeArm:
         self.signature = SimpleNamespace(model="spills", threshold=0.5, serving=policy)
         self.version = 2
         self.score: Callable[[Row], float] = lambda row: row["score"]
+        self.told: list[bool] = []
+        self.metrics = SimpleNamespace(
+            watch=lambda **_: None, tell_soon=lambda: self.told.append(True)
+        )
         self.sizes: list[int] = []
         self.is_closed = False
 
@@ -291,6 +295,7 @@ class TestShadow:
         # Of a threshold of 0.5 only the first row of three is on the other side.
         assert new.num_flips == 2
         assert bench.counts().old.num_answers == 2
+        assert bench.arm.told, "nobody is answered, and its batches are exported all the same"
 
     def test_where_a_score_is_no_decision_none_flips(self, bench_of: MakeBench):
         old = FakeArm()
