@@ -107,6 +107,8 @@ def about(*prediction_ids: str, truth: float = 1) -> dict[str, Any]:
 
 
 def kept(settings: Settings) -> Sequence[dict[str, Any]]:
-    """The rows of the table of feedback."""
+    """The rows of the table of feedback; none where there is no table."""
+    if not tables.exists(settings, f"{USE_CASE}.feedback"):
+        return []
     rows = tables.scan(settings, f"{USE_CASE}.feedback")
     return rows.sort("received_at", "prediction_id").collect().to_dicts()

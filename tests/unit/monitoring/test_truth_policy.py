@@ -30,7 +30,12 @@ def day(number: int) -> datetime:
 def resolved(told: Sequence[Told]) -> list[dict[str, Any]]:
     rows = pl.DataFrame(
         [(t.prediction_id, t.truth, day(t.known_at), day(t.received_at)) for t in told],
-        schema={"prediction_id": pl.String, "truth": pl.Float64, "known_at": TIME, "received_at": TIME},
+        schema={
+            "prediction_id": pl.String,
+            "truth": pl.Float64,
+            "known_at": TIME,
+            "received_at": TIME,
+        },
         orient="row",
     )
     return resolve(rows.lazy()).sort("prediction_id").collect().to_dicts()

@@ -6,7 +6,9 @@ from penstock.serving import feedback_target
 from penstock.serving.feedback_target import find_target, newest_package
 
 
-def test_the_signed_version_says_which_fields_name_an_entity_and_the_declarations_the_rest(tmp_path):
+def test_the_signed_version_says_which_fields_name_an_entity_and_the_declarations_the_rest(
+    tmp_path,
+):
     target = find_target(registered(tmp_path), MODEL)
     assert [field.name for field in target.entity_fields] == ["CUSTOMER_ID", "CITY", "IS_NEW"]
     assert (target.use_case, target.is_binary) == ("card_fraud", True)
