@@ -23,6 +23,8 @@ forks.set_forkserver_preload(
         "penstock.features.streaming",
         "penstock.registry.promotion",
         "penstock.registry.registration",
+        "penstock.serving.feedback",
+        "penstock.serving.feedback_files",
         "penstock.serving.log_collection",
         "penstock.serving.prediction_log",
         "penstock.training.estimators.scikit",

@@ -1,17 +1,21 @@
-"""A server that asks for keys, asked by clients of each protocol, and without a right key."""
+"""A server that asks for keys, asked by clients of each protocol, and without a right key; and what
+turned out to be true, told by who asked."""
 
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from http_requests import JSON, Reply, send
-from payments import end_of_day
+from payments import USE_CASE, end_of_day
 from penstock.cluster.local import LocalCluster, state_path
+from penstock.monitoring.truth import predictions_with_truth
 from penstock.serving import api_keys, server
 from penstock.serving.client import predict
 from penstock.serving.deploy import deploy, undeploy
@@ -24,11 +28,13 @@ pytestmark = pytest.mark.ray
 
 MODEL = "asked_with_keys"
 ROW = {"CUSTOMER_ID": 1, "TERMINAL_ID": 2, "TX_DATETIME": "2024-04-20T10:00:00Z", "TX_AMOUNT": 12.5}
+LATER_ROW = {**ROW, "CUSTOMER_ID": 7, "TX_DATETIME": "2024-04-21T10:00:00Z"}
 PREDICT = f"/v1/models/{MODEL}/predict"
 GUARDED = (
     ("POST", PREDICT),
     ("GET", f"/v1/models/{MODEL}"),
     ("POST", "/v1/tables/card_fraud.transactions/events"),
+    ("POST", "/v1/feedback"),
     *(("GET", path) for path in ("/", "/healthz", "/readyz", "/metrics", "/v1/models", "/nowhere")),
 )
 
@@ -45,7 +51,10 @@ def guarded(
     mine = open_to_all.model_copy(update={"serving": serving})
     shutil.copy(state_path(project.settings), state_path(mine))
     materialize(mine, "card_fraud", until=end_of_day(60))
-    version = seal_as(mine, train_small(mine, "run-1"), MODEL)
+    run = train_small(mine, "run-1")
+    # Of the declared name, for `penstock feedback ingest`; it is not deployed.
+    seal_as(mine, run, USE_CASE)
+    version = seal_as(mine, run, MODEL)
     try:
         deploy(mine, version, report=lambda _: None)
         yield mine
@@ -199,3 +208,56 @@ def test_mlflows_clients_are_answered_too(guarded: Settings):
     reply = send(port, path, json.dumps(body), headers=headers)
     plain = predict(server.url(guarded), MODEL, json.dumps(ROW), token=token)
     assert reply.json == {"predictions": [plain["predictions"][0]["score"]]}
+
+
+class TestFeedback:
+    """From an answer to its truth, by HTTP and in a file."""
+
+    def send(self, guarded: Settings, token: str, body: object, **headers: str) -> Reply:
+        port = int(server.url(guarded).rsplit(":", 1)[1])
+        sent = {**JSON, "Authorization": f"Bearer {token}", **headers}
+        return send(port, "/v1/feedback", json.dumps(body), headers=sent)
+
+    def test_truths_by_id_by_entity_and_in_a_file_meet_their_predictions(
+        self, guarded: Settings, project: Project, tmp_path: Path
+    ):
+        url, own = server.url(guarded), api_keys.own_token(guarded)
+        rows = json.dumps([{**ROW, "CUSTOMER_ID": 5}, {**ROW, "CUSTOMER_ID": 6}, LATER_ROW])
+        asked = predict(url, MODEL, rows, token=own)["predictions"]
+        first, second, third = (each["prediction_id"] for each in asked)
+        told = {
+            "model": MODEL,
+            "feedback": [
+                {"prediction_id": first, "truth": 1},
+                {"entity": {"CUSTOMER_ID": 7}, "event_time": LATER_ROW["TX_DATETIME"], "truth": 1},
+            ],
+        }
+        token = make(guarded, "feedback")
+        wait_for(lambda: self.send(guarded, token, told).status == 202, timeout_s=10)
+        assert self.send(guarded, token, told).json["accepted"] == 2
+        mine = Project(storage=guarded.storage_path)
+        file = tmp_path / "truths.csv"
+        file.write_text(f"prediction_id,truth\n{second},0\nnobody-0,1\n{second},7\n")
+        ingested = mine.must("feedback", "ingest", USE_CASE, str(file), "--json").json
+        counts = ("num_read", "num_kept", "num_quarantined")
+        assert [ingested[name] for name in counts] == [3, 2, 1]
+        shown = mine.must("feedback", "show", USE_CASE, "--json").json
+        names = ("num_feedback", "num_repeated", "num_unmatched", "num_with_truth")
+        assert [shown[name] for name in names] == [4, 0, 1, 3]
+        # Payments of 2024, told of now: later than the model declares, and taken.
+        assert shown["num_late"] == 3
+        truths = predictions_with_truth(guarded, USE_CASE).filter(pl.col("truth").is_not_null())
+        found = dict(truths.select("prediction_id", "truth").collect().rows())
+        assert found == {first: 1.0, second: 0.0, third: 1.0}
+
+    def test_what_cannot_be_is_refused_and_other_keys_open_nothing(self, guarded: Settings):
+        body = {"model": MODEL, "feedback": [{"prediction_id": "a-0", "truth": 2}]}
+        own = api_keys.own_token(guarded)
+        refused = self.send(guarded, own, body)
+        assert (refused.status, refused.json["path"]) == (422, "$.feedback[0].truth")
+        assert self.send(guarded, own, body | {"model": "nobody"}).json["code"] == "unknown_model"
+        assert self.send(guarded, own, body, Host="example.com").json["code"] == "wrong_host"
+        page = self.send(guarded, own, body, Origin="http://example.com")
+        assert page.json["code"] == "wrong_origin"
+        other = make(guarded, "read", "predict:*", "push:*")
+        wait_for(lambda: self.send(guarded, other, body).status == 403, timeout_s=10)

@@ -26,7 +26,9 @@ def create(
     name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
     scope: Annotated[
         list[str],
-        typer.Option(help="predict:MODEL, push:TABLE (* for all), read or admin; again for more."),
+        typer.Option(
+            help="predict:MODEL, push:TABLE (* for all), feedback, read, admin; repeatable."
+        ),
     ],
     days: Annotated[
         int | None, typer.Option(min=1, help="So long it opens; without it, until it is revoked.")

@@ -123,7 +123,7 @@ class _Ingest:
             progress("check the rows", num_read)
         for index, staged in self.staged.items():
             staged.sort(key=lambda unit: unit.first_row)
-            reason = _refusal(staged, self.table)
+            reason = refusal(staged, self.table)
             if reason is not None:
                 self.refused[index] = reason
             for unit in staged:
@@ -141,7 +141,7 @@ class _Ingest:
         return sorted(self.staged.keys() - self.already - self.refused.keys())
 
 
-def _refusal(staged: Sequence[StagedUnit], table: Table) -> str | None:
+def refusal(staged: Sequence[StagedUnit], table: Table) -> str | None:
     """Say why a source is refused after its rows were read, if it is."""
     for unit in staged:
         if unit.refused is not None:

@@ -144,6 +144,10 @@ class TableFolder:
         table = self._open()
         return {name for name in names if table.transaction_version(name) is not None}
 
+    def transaction_number(self, name: str) -> int | None:
+        """The highest number that some commit carried for the app transaction; None: none did."""
+        return self._open().transaction_version(name) if self.exists() else None
+
     def version(self) -> int | None:
         """The newest version's number; None: nothing was ever committed."""
         return self._open().version() if self.exists() else None

@@ -31,8 +31,9 @@ from penstock.settings import Settings
 
 ADMIN = "admin"
 READ = "read"
-SCOPES = "predict:<model> or predict:*, push:<table> or push:*, read, admin"
-_SCOPE = re.compile(r"predict:([a-z][a-z0-9_]*|\*)|push:([a-z][a-z0-9_.]*|\*)|read|admin")
+FEEDBACK = "feedback"
+SCOPES = "predict:<model> or predict:*, push:<table> or push:*, feedback, read, admin"
+_SCOPE = re.compile(r"predict:([a-z][a-z0-9_]*|\*)|push:([a-z][a-z0-9_.]*|\*)|feedback|read|admin")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@-]{0,99}")
 _ID_BYTES, _SECRET_BYTES = 6, 32
 _LOOK_S = 1.0

@@ -145,6 +145,19 @@ class RequestParser:
         return RequestError(422, "missing_field", f"the field {missing} is missing", path=path)
 
 
+def typed(value: Any, dtype: str, path: str) -> Any:
+    """Read one value of a type that a field can have.
+
+    Raises:
+        RequestError: 422, with that path.
+    """
+    try:
+        return _CONVERTERS[dtype](value)
+    except _ValueRefusedError as refused:
+        name = path.removeprefix("$.")
+        raise RequestError(422, refused.code, f"{name} {refused.what}", path=path) from None
+
+
 def load(body: bytes) -> Any:
     """Read JSON text strictly: what JSON has not, or a key given twice, leaves a stand-in.
 

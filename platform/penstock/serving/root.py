@@ -1,7 +1,7 @@
 """The application at `/`: is the server alive, are the models ready, what do the metrics say.
 
-It takes pushed events too, which need no model. Whatever nobody else answers ends here, so that an
-unknown model is a 404 in JSON.
+It takes pushed events too, which need no model, and feedback, whose model may be gone by then.
+Whatever nobody else answers ends here, so that an unknown model is a 404 in JSON.
 """
 
 import asyncio
@@ -18,9 +18,11 @@ from ray import serve
 
 from penstock.errors import RequestError
 from penstock.serving import http
-from penstock.serving.api_keys import READ, Gatekeeper
+from penstock.serving.api_keys import FEEDBACK, READ, Gatekeeper
 from penstock.serving.client import open_directly
 from penstock.serving.events import EventIntake, table_of
+from penstock.serving.feedback import PATH as FEEDBACK_PATH
+from penstock.serving.feedback import FeedbackIntake
 from penstock.serving.open_inference import EXTENSIONS
 from penstock.settings import load_settings
 
@@ -32,7 +34,7 @@ _SILENT_NODES = b"ray_penstock_silent_nodes"
 
 
 class Root:
-    """Answers `/healthz`, `/readyz`, `/metrics`, `/v1/models`, events, and 404 for all else."""
+    """Answers health, metrics and the models; takes events and feedback; 404 for all else."""
 
     def __init__(self) -> None:
         """Prepare; nothing is loaded."""
@@ -41,6 +43,7 @@ class Root:
         settings = load_settings()
         self._gatekeeper = Gatekeeper(settings)
         self._events = EventIntake(settings)
+        self._feedback = FeedbackIntake(settings)
 
     def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
@@ -53,10 +56,13 @@ class Root:
     async def _answer(self, scope: http.Scope, receive: http.Receive) -> http.Answer:
         path = scope["path"]
         table = table_of(path)
-        wanted = READ if table is None else f"push:{table}"
-        self._gatekeeper.check(scope["headers"], wanted)
+        is_feedback = path == FEEDBACK_PATH
+        wanted = FEEDBACK if is_feedback else READ if table is None else f"push:{table}"
+        key_id = self._gatekeeper.check(scope["headers"], wanted)
         if table is not None:
             return await self._events.answer(table, scope, receive)
+        if is_feedback:
+            return await self._feedback.answer(scope, receive, key_id)
         handlers = {
             "/healthz": self._health,
             "/readyz": self._ready,

@@ -58,8 +58,12 @@ class TestCommit:
         assert known == {"file-1"}
 
     def test_a_rising_transaction_lands_with_each_higher_number(self, settings):
+        folder = tables.folder(settings, NAME)
+        assert folder.transaction_number("stream") is None
         for number, version in ((3, 0), (3, 0), (2, 0), (4, 1)):
             assert commit(settings, spills(3), transactions={"stream": number}).version == version
+        assert folder.transaction_number("stream") == 4
+        assert folder.transaction_number("other") is None
 
     def test_the_newest_version_with_a_word_is_found_behind_others(self, settings):
         folder = tables.folder(settings, NAME)

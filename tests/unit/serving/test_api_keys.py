@@ -150,7 +150,7 @@ class TestGatekeeper:
 
 
 class TestAllows:
-    @pytest.mark.parametrize("wanted", ["predict:spills", "push:dam.readings", "read"])
+    @pytest.mark.parametrize("wanted", ["predict:spills", "push:dam.readings", "feedback", "read"])
     def test_admin_opens_all(self, wanted: str):
         assert allows(["admin"], wanted)
 
@@ -166,6 +166,7 @@ class TestAllows:
         assert allows([f"{kind}:{name}"], f"{kind}:{other}") == (name == other)
         assert not allows([f"{kind}:*", f"{kind}:{name}"], f"{other_kind}:{name}")
         assert not allows([f"{kind}:*"], "read")
+        assert not allows([f"{kind}:*", "read"], "feedback")
 
 
 class TestOwnToken:
