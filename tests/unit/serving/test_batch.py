@@ -13,8 +13,9 @@ from penstock.features.historical import HistoricalReader
 from penstock.features.training_set import build_training_set, read_training_set
 from penstock.registry.registration import register
 from penstock.registry.versions import ModelVersion
-from penstock.serving import batch
-from penstock.serving.batch import prediction_ids, score_table
+from penstock.serving import slice_scorer
+from penstock.serving.batch import score_table
+from penstock.serving.slice_scorer import prediction_ids
 from penstock.settings import Settings
 from penstock.training.bundle import load_native
 from small_model import prepare, train_small
@@ -75,7 +76,7 @@ class TestScoreTable:
             odd = [np.nan, np.inf, -np.inf]
             return lambda rows: np.array([*odd, *np.full(len(rows) - len(odd), 0.5)])
 
-        monkeypatch.setattr(batch, "load_scorer", load_odd)
+        monkeypatch.setattr(slice_scorer, "load_scorer", load_odd)
         period = {"start": end_of_day(9), "end": end_of_day(19)}
         report = score_table(settings, model=version, source=TRANSACTIONS, out=OUT, **period)
         assert report.num_without_score == 3
