@@ -23,6 +23,7 @@ forks.set_forkserver_preload(
         "penstock.features.streaming",
         "penstock.registry.promotion",
         "penstock.registry.registration",
+        "penstock.serving.batch",
         "penstock.serving.log_collection",
         "penstock.serving.prediction_log",
         "penstock.training.estimators.scikit",

@@ -28,7 +28,9 @@ from penstock.settings import Settings
 from penstock.use_cases import split_name
 
 _REPORT = "scores"
-_ROWS_PER_SLICE = 200_000
+# A slice reads the features of its own stretch and of a TTL before it: small ones read them twice.
+# What a kill costs is one slice a worker, a few seconds.
+_ROWS_PER_SLICE = 500_000
 # The same command again, while the job of a killed command goes on, waits and gives its report.
 _WAIT_S = 600.0
 # A slice's join and its graph use threads of their own; half a slot each leaves Serve its share.

@@ -140,13 +140,13 @@ def prediction_ids(keys: pl.DataFrame, model_digest: str, source: str) -> pl.Ser
     """
     base = hashlib.blake2b(f"{model_digest}\0{source}\0".encode(), digest_size=16)
 
-    def name(key: str) -> str:
-        digest = base.copy()
-        digest.update(key.encode())
-        return digest.hexdigest()
-
     # The text of a key with a length before each part: no two keys share it.
     parts = [pl.col(column).cast(pl.String).fill_null("null") for column in keys.columns]
     sized = [pl.format("{}:{}", part.str.len_bytes(), part) for part in parts]
-    texts = keys.select(pl.concat_str(sized)).to_series()
-    return pl.Series("prediction_id", [name(text) for text in texts], dtype=pl.String)
+    texts = keys.select(pl.concat_str(sized).cast(pl.Binary)).to_series()
+    digests = []
+    for text in texts.to_list():
+        digest = base.copy()
+        digest.update(text)
+        digests.append(digest.digest())
+    return pl.Series("prediction_id", digests, dtype=pl.Binary).bin.encode("hex")
