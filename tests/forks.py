@@ -23,6 +23,7 @@ forks.set_forkserver_preload(
         "penstock.features.streaming",
         "penstock.registry.promotion",
         "penstock.registry.registration",
+        "penstock.serving.batch",
         "penstock.serving.feedback",
         "penstock.serving.feedback_files",
         "penstock.serving.log_collection",

@@ -39,7 +39,8 @@ def score(
 ) -> None:
     """Score every row of a table with the features known at its time.
 
-    The same model, table version and period again writes nothing: the scores are there.
+    The same model, table version and period again writes nothing: the scores are there. After a
+    kill, the same command goes on with what is missing.
     """
     from penstock.cluster.jobs import run_job
     from penstock.data.contracts import get_table
@@ -75,6 +76,13 @@ def score(
             highlight=False,
             soft_wrap=True,
         )
+        if result["is_new"] and result["num_slices_found"]:
+            console.print(
+                f"{result['num_slices_found']:,} of {result['num_slices']:,} slices had been "
+                "scored by a run that did not end",
+                highlight=False,
+                soft_wrap=True,
+            )
         if result["num_without_score"]:
             console.print(
                 f"{result['num_without_score']:,} of them have no finite score: it is null",

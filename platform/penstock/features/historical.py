@@ -9,7 +9,7 @@ from datetime import datetime
 import polars as pl
 
 from penstock.errors import BusyError, DataError
-from penstock.features.declarations import load_feature_objects
+from penstock.features.declarations import load_feature_objects, load_feature_tables
 from penstock.features.pinned_rows import PinnedRows, TimeSlice
 from penstock.features.service_join import ServiceJoin
 from penstock.features.store import open_store
@@ -35,6 +35,7 @@ class HistoricalReader:
             UserError: rows were added to the table after the features were built from it.
         """
         self._settings = settings
+        self._use_case = use_case
         objects = load_feature_objects(settings, use_case)
         self._join = ServiceJoin(objects, objects.service(service))
         self._service_name = service
@@ -73,6 +74,10 @@ class HistoricalReader:
         if clash:
             raise DataError(f"{', '.join(clash)} is both a feature and part of {self.table}'s key")
         return told.with_columns(features[name].alias(name) for name in self.feature_names)
+
+    def definition(self) -> str:
+        """Give a digest that changes when the service, its views, functions or windows do."""
+        return self._join.definition(load_feature_tables(self._settings, self._use_case))
 
     def check_unchanged(self) -> None:
         """See that all slices met the same feature tables.

@@ -9,12 +9,14 @@ import pytest
 from payments import FIRST_DAY, TRANSACTIONS, USE_CASE, commit_payments, end_of_day, make_payments
 from penstock.data import tables
 from penstock.errors import BusyError, DataError, DeclarationError, IntegrityError, NotFoundError
+from penstock.features.build import build
 from penstock.features.historical import HistoricalReader
 from penstock.features.training_set import build_training_set, read_training_set
 from penstock.registry.registration import register
 from penstock.registry.versions import ModelVersion
-from penstock.serving import batch
-from penstock.serving.batch import prediction_ids, score_table
+from penstock.serving import slice_scorer
+from penstock.serving.batch import score_table
+from penstock.serving.slice_scorer import prediction_ids
 from penstock.settings import Settings
 from penstock.training.bundle import load_native
 from small_model import prepare, train_small
@@ -38,6 +40,11 @@ def model(registered: tuple[Settings, ModelVersion]) -> tuple[Settings, ModelVer
 
 def scores(settings: Settings) -> pl.DataFrame:
     return tables.scan(settings, OUT).sort("TRANSACTION_ID").collect()
+
+
+def stop_before_the_commit(step, _done, _total=None, *, unit="rows"):
+    if step == "write scores":
+        raise KeyboardInterrupt
 
 
 class TestScoreTable:
@@ -75,7 +82,7 @@ class TestScoreTable:
             odd = [np.nan, np.inf, -np.inf]
             return lambda rows: np.array([*odd, *np.full(len(rows) - len(odd), 0.5)])
 
-        monkeypatch.setattr(batch, "load_scorer", load_odd)
+        monkeypatch.setattr(slice_scorer, "load_scorer", load_odd)
         period = {"start": end_of_day(9), "end": end_of_day(19)}
         report = score_table(settings, model=version, source=TRANSACTIONS, out=OUT, **period)
         assert report.num_without_score == 3
@@ -140,6 +147,38 @@ class TestScoreTable:
         with pytest.raises(BusyError, match="rebuilt"):
             score_table(settings, model=version, source=TRANSACTIONS, out=OUT)
         assert not tables.exists(settings, OUT)
+
+    def test_parts_of_rebuilt_features_are_left_and_computed_again(self, model, monkeypatch):
+        settings, version = model
+        options = {"model": version, "source": TRANSACTIONS, "out": OUT, "rows_per_slice": 400}
+
+        with pytest.raises(KeyboardInterrupt):
+            score_table(settings, **options, progress=stop_before_the_commit)
+        (plan,) = (settings.storage_path / "scoring").glob("*/*")
+        definition = HistoricalReader.definition
+        monkeypatch.setattr(HistoricalReader, "definition", lambda self: definition(self) + "2")
+        with pytest.raises(KeyboardInterrupt):
+            score_table(settings, **options, progress=stop_before_the_commit)
+        (other,) = (settings.storage_path / "scoring").glob("*/*")
+        assert other.name != plan.name
+        report = score_table(settings, **options)
+        assert report.num_slices_found == report.num_slices > 1
+        assert scores(settings).height == NUM_PAYMENTS
+        assert list((settings.storage_path / "scoring").iterdir()) == []
+
+    def test_a_new_version_of_the_table_takes_no_part_of_the_old_one(self, tmp_path):
+        settings = prepare(tmp_path, num_payments=600)
+        version = register(settings, train_small(settings, "run-1"))
+        options = {"model": version, "source": TRANSACTIONS, "out": OUT, "rows_per_slice": 100}
+
+        with pytest.raises(KeyboardInterrupt):
+            score_table(settings, **options, progress=stop_before_the_commit)
+        commit_payments(
+            settings, make_payments(50, seed=2).with_columns(pl.col("TRANSACTION_ID") + 600)
+        )
+        build(settings, USE_CASE)
+        report = score_table(settings, **options)
+        assert (report.source_version, report.num_rows, report.num_slices_found) == (1, 650, 0)
 
     def test_a_spoiled_model_scores_nothing(self, model):
         settings, version = model
