@@ -300,7 +300,7 @@ class TestKilledIngress:
             killed = ingress_pid(rolled.port)
             os.kill(killed, signal.SIGKILL)
             killed_s = time.monotonic()
-            # It takes some six seconds; a busy machine may take its time.
+            # It takes some seven seconds; a busy machine may take its time.
             wait_for(lambda: asked.answers[-1][0] > killed_s + 0.5, timeout_s=30)
         assert ingress_pid(rolled.port) != killed
         # It takes the requests along that it had in hand, and nobody is let in before the next.
