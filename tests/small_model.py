@@ -1,6 +1,7 @@
 """A run of card_fraud on made-up payments, fitted without Ray: small, and real all the same."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,12 @@ from payments import (
     make_payments,
     settings_in,
 )
+from penstock.cluster.local import state_path
 from penstock.settings import Settings
 
 if TYPE_CHECKING:
     from penstock.registry.versions import ModelVersion
+    from projects import Project
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ def prepare(storage: Path, *, num_payments: int = 3_000) -> Settings:
     commit_payments(settings, make_payments(num_payments))
     build(settings, USE_CASE)
     apply(settings, [USE_CASE])
+    return settings
+
+
+def prepare_on(project: "Project", storage: Path) -> Settings:
+    """The same with its features online, on the Ray of another project: the test run's one."""
+    from penstock.features.materialize import materialize
+
+    settings = prepare(storage)
+    shutil.copy(state_path(project.settings), state_path(settings))
+    materialize(settings, USE_CASE, until=end_of_day(60))
     return settings
 
 

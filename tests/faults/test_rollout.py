@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +19,8 @@ import pytest
 import rollout_driver
 from cases import some_slow
 from http_requests import JSON, send
-from payments import end_of_day
 from penstock.cluster.ingress import ingress_ports
-from penstock.cluster.local import LocalCluster, state_path
+from penstock.cluster.local import LocalCluster
 from penstock.errors import ClusterError, GateRefusedError, IntegrityError
 from penstock.registry.versions import ModelVersion
 from penstock.serving import rollout_files, server
@@ -33,7 +31,7 @@ from penstock.serving.way_back import roll_back
 from penstock.settings import Settings
 from projects import Project
 from served_versions import Callers, callers, fails_at_once, no_number, register, shifted, slow
-from small_model import SmallRun, prepare, train_small
+from small_model import SmallRun, prepare_on, train_small
 from waiting import wait_for
 
 pytestmark = pytest.mark.ray
@@ -93,11 +91,7 @@ class Rolled:
 def rolled(
     project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Rolled]:
-    from penstock.features.materialize import materialize
-
-    mine = prepare(tmp_path_factory.mktemp("rolled"))
-    shutil.copy(state_path(project.settings), state_path(mine))
-    materialize(mine, "card_fraud", until=end_of_day(60))
+    mine = prepare_on(project, tmp_path_factory.mktemp("rolled"))
     made = Rolled(mine, train_small(mine, "run-1"))
     try:
         made.deploy(made.register())

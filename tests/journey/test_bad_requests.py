@@ -1,7 +1,6 @@
 """Every bad request that a served model must survive, sent to a live server."""
 
 import json
-import shutil
 import socket
 import threading
 import time
@@ -13,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from http_requests import JSON, Reply, send, send_raw
-from payments import TRANSACTIONS, end_of_day, make_payments
-from penstock.cluster.local import LocalCluster, state_path
+from payments import TRANSACTIONS, make_payments
+from penstock.cluster.local import LocalCluster
 from penstock.serving.deploy import Deployment, deploy, undeploy
 from penstock.settings import Settings
 from projects import Project
-from small_model import prepare, seal_as, train_small
+from small_model import prepare_on, seal_as, train_small
 
 pytestmark = pytest.mark.ray
 
@@ -75,12 +74,8 @@ def server(
     project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """A small real model with features, in a storage of its own, on the run's one Ray."""
-    from penstock.features.materialize import materialize
-
     storage = tmp_path_factory.mktemp("requests")
-    mine = prepare(storage)
-    shutil.copy(state_path(project.settings), state_path(mine))
-    materialize(mine, "card_fraud", until=end_of_day(60))
+    mine = prepare_on(project, storage)
     version = seal_as(
         mine,
         train_small(mine, "run-1"),

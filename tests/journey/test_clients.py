@@ -2,7 +2,6 @@
 turned out to be true, told by who asked."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,15 +12,15 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from http_requests import JSON, Reply, send
-from payments import USE_CASE, end_of_day
-from penstock.cluster.local import LocalCluster, state_path
+from payments import USE_CASE
+from penstock.cluster.local import LocalCluster
 from penstock.monitoring.truth import predictions_with_truth
 from penstock.serving import api_keys, server
 from penstock.serving.client import predict
 from penstock.serving.deploy import deploy, undeploy
 from penstock.settings import Settings
 from projects import Project
-from small_model import prepare, seal_as, train_small
+from small_model import prepare_on, seal_as, train_small
 from waiting import wait_for
 
 pytestmark = pytest.mark.ray
@@ -44,13 +43,9 @@ def guarded(
     project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
     """A small real model behind keys, on the run's one Ray; without keys again afterwards."""
-    from penstock.features.materialize import materialize
-
-    open_to_all = prepare(tmp_path_factory.mktemp("keys"))
+    open_to_all = prepare_on(project, tmp_path_factory.mktemp("keys"))
     serving = open_to_all.serving.model_copy(update={"require_key": True})
     mine = open_to_all.model_copy(update={"serving": serving})
-    shutil.copy(state_path(project.settings), state_path(mine))
-    materialize(mine, "card_fraud", until=end_of_day(60))
     run = train_small(mine, "run-1")
     # Of the declared name, for `penstock feedback ingest`; it is not deployed.
     seal_as(mine, run, USE_CASE)

@@ -1,7 +1,6 @@
 """The OpenAPI document held against the running server: good and bad requests made out of it."""
 
 import json
-import shutil
 from collections.abc import Iterator
 
 import psutil
@@ -21,13 +20,12 @@ from schemathesis.specs.openapi.checks import (
 
 from cases import some_slow
 from http_requests import send
-from payments import end_of_day
-from penstock.cluster.local import LocalCluster, state_path
+from penstock.cluster.local import LocalCluster
 from penstock.serving import server
 from penstock.serving.deploy import deploy, undeploy
 from penstock.settings import Settings
 from projects import Project
-from small_model import prepare, seal_as, train_small
+from small_model import prepare_on, seal_as, train_small
 
 pytestmark = pytest.mark.ray
 
@@ -46,11 +44,7 @@ CHECKS = [
 def served(
     project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
-    from penstock.features.materialize import materialize
-
-    mine = prepare(tmp_path_factory.mktemp("described"))
-    shutil.copy(state_path(project.settings), state_path(mine))
-    materialize(mine, "card_fraud", until=end_of_day(60))
+    mine = prepare_on(project, tmp_path_factory.mktemp("described"))
     try:
         deploy(mine, seal_as(mine, train_small(mine, "run-1"), MODEL), report=lambda _: None)
         yield mine

@@ -21,8 +21,8 @@ import pytest
 import yaml
 
 from http_requests import JSON, send
-from payments import end_of_day, make_payments
-from penstock.cluster.local import LocalCluster, state_path
+from payments import make_payments
+from penstock.cluster.local import LocalCluster
 from penstock.errors import GateRefusedError
 from penstock.serving import api_keys, rollout_files, server
 from penstock.serving.deploy import deploy, undeploy
@@ -32,7 +32,7 @@ from penstock.settings import Settings
 from projects import REPO_ROOT, Project
 from served_versions import no_number, register
 from servers import Prometheus, running_prometheus
-from small_model import prepare, train_small
+from small_model import prepare_on, train_small
 from waiting import wait_for
 
 pytestmark = [pytest.mark.servers]
@@ -104,13 +104,9 @@ class Watched:
 def rolling(
     project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Rolling]:
-    from penstock.features.materialize import materialize
-
-    open_to_all = prepare(tmp_path_factory.mktemp("watched"))
+    open_to_all = prepare_on(project, tmp_path_factory.mktemp("watched"))
     serving = open_to_all.serving.model_copy(update={"require_key": True})
     mine = open_to_all.model_copy(update={"serving": serving})
-    shutil.copy(state_path(project.settings), state_path(mine))
-    materialize(mine, "card_fraud", until=end_of_day(60))
     run = train_small(mine, "run-1")
     try:
         deploy(mine, register(mine, run, MODEL), report=lambda _: None)

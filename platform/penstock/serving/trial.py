@@ -8,10 +8,9 @@ import asyncio
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,33 +43,32 @@ class TrialArguments(Record):
     package_path: str
 
 
-@dataclass
 class _Tally:
-    """Counts that one thread adds to, and another reads."""
+    """`ArmCounts` in the making: one thread adds, another reads."""
 
-    num_answers: int = 0
-    num_errors: int = 0
-    num_rows: int = 0
-    num_rows_missing: int = 0
-    sum_score: float = 0.0
-    sum_score_squared: float = 0.0
-    num_pairs: int = 0
-    sum_difference: float = 0.0
-    num_flips: int = 0
-    latencies: Counter[int] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self._numbers: defaultdict[str, float] = defaultdict(float)
+        self._latencies: Counter[int] = Counter()
+
+    def add(self, **numbers: float) -> None:
+        for name, number in numbers.items():
+            self._numbers[name] += number
 
     def answered(self, scored: Scored, latency_s: float) -> None:
         scores = scored.scores
-        self.num_answers += 1
-        self.num_rows += len(scores)
-        self.num_rows_missing += sum(map(bool, scored.missing))
-        self.sum_score += float(scores.sum())
-        self.sum_score_squared += float(scores @ scores)
-        self.latencies[latency_bucket(latency_s * 1000)] += 1
+        self.add(
+            num_answers=1,
+            num_rows=len(scores),
+            num_rows_missing=sum(map(bool, scored.missing)),
+            sum_score=float(scores.sum()),
+            sum_score_squared=float(scores @ scores),
+        )
+        self._latencies[latency_bucket(latency_s * 1000)] += 1
 
     def now(self) -> ArmCounts:
-        values = {**vars(self), "latencies": dict(self.latencies)}
-        return ArmCounts(**values)
+        # Copied first: a dict that grows can't be walked through.
+        numbers, latencies = dict(self._numbers), dict(self._latencies)
+        return ArmCounts.model_validate({**numbers, "latencies": latencies})
 
 
 class Trial:
@@ -137,7 +135,7 @@ class Trial:
         """Score by the second version; None: it failed, or is late, and the first must answer."""
         started_s = time.perf_counter()
         if self._hangs:
-            self._new.num_errors += 1
+            self._new.add(num_errors=1)
             return None
         try:
             async with asyncio.timeout(self._within_s):
@@ -149,7 +147,7 @@ class Trial:
         except Exception:  # noqa: BLE001 - whatever it meets, the first version answers
             scored = None
         if not isinstance(scored, Scored):
-            self._new.num_errors += 1
+            self._new.add(num_errors=1)
             return None
         self._new.answered(scored, time.perf_counter() - started_s)
         return scored
@@ -166,11 +164,11 @@ class Trial:
         scored = await self.answer(asked)
         if scored is None:
             return
-        self._new.num_pairs += len(old_scores)
-        self._new.sum_difference += float(np.abs(scored.scores - old_scores).sum())
+        distance = float(np.abs(scored.scores - old_scores).sum())
+        self._new.add(num_pairs=len(old_scores), sum_difference=distance)
         if self._threshold is not None:
             flips = (scored.scores >= self._threshold) != (old_scores >= self._threshold)
-            self._new.num_flips += int(flips.sum())
+            self._new.add(num_flips=int(flips.sum()))
 
     async def _run(self, requests: Sequence[Asked]) -> list[Scored | RequestError]:
         loop = asyncio.get_running_loop()
@@ -210,7 +208,7 @@ class Trial:
         while not self._closing.wait(rollout_files.LOOK_S):
             try:
                 share = self._num_buckets / NUM_BUCKETS
-                self._metrics.tell(share=share, num_failed=self._new.num_errors)
+                self._metrics.tell(share=share, num_failed=self._new.now().num_errors)
                 self._look()
             except Exception:  # noqa: BLE001 - it looks again in a moment
                 # Who can't read how a rollout stands gives the new version nothing.
