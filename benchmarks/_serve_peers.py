@@ -1,8 +1,8 @@
-"""The two peers of benchmarks/serve.py, each a process of its own: `fastapi` and `serve`.
+"""The peers of benchmarks/serve.py, each a process of its own: `fastapi`, `serve` and `bare`.
 
 Both are what a team writes by hand from the parts' own tutorials: Feast's SDK for the features, an
 MLflow pyfunc for the model, FastAPI with a pydantic body. One behind uvicorn, one on Ray Serve with
-every default as it comes.
+every default as it comes. The third is FastAPI with nothing but the graph.
 """
 
 import argparse
@@ -135,6 +135,30 @@ def run_fastapi(arguments: argparse.Namespace) -> None:
     uvicorn.run(app, host="127.0.0.1", port=arguments.port, access_log=False, log_level="warning")
 
 
+def run_bare(arguments: argparse.Namespace) -> None:
+    import numpy as np
+    import onnxruntime
+    import uvicorn
+    from fastapi import FastAPI
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(arguments.graph, options)
+    wanted = session.get_inputs()[0].name
+
+    class Rows(BaseModel):
+        rows: list[list[float]]
+
+    app = FastAPI()
+
+    @app.post("/predict")
+    async def predict(given: Rows) -> dict[str, Any]:
+        (scores,) = session.run(None, {wanted: np.array(given.rows)})
+        return {"predictions": [{"score": score} for score in scores.tolist()]}
+
+    uvicorn.run(app, host="127.0.0.1", port=arguments.port, access_log=False, log_level="warning")
+
+
 def run_serve(arguments: argparse.Namespace) -> None:
     import signal
 
@@ -167,12 +191,13 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("peer", choices=("fastapi", "serve"))
-    for name in ("--repo", "--model", "--features"):
+    parser.add_argument("peer", choices=("fastapi", "serve", "bare"))
+    for name in ("--repo", "--model", "--graph", "--features"):
         parser.add_argument(name, required=True)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
-    {"fastapi": run_fastapi, "serve": run_serve}[arguments.peer](arguments)
+    run = {"fastapi": run_fastapi, "serve": run_serve, "bare": run_bare}[arguments.peer]
+    run(arguments)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
 """Online prediction with feature lookup: Penstock beside what is glued by hand, under one load.
 
-    scripts/bench serve [--redis] [--seconds 4] [--days 140] [--estimator xgboost]
+    scripts/bench serve [--sqlite] [--seconds 4] [--days 140] [--estimator xgboost]
 
 In one run, on one machine, with the same model, features, rows and client: Penstock as `penstock
-deploy` leaves it; FastAPI with Feast's SDK and an MLflow pyfunc on uvicorn; the same on Ray Serve's
-defaults. All three run one serving process. Penstock and FastAPI are up at once and loaded in
-turns, Serve's defaults afterwards. Each number is the median of five runs.
-Needs `wrk`: `apt-get install -y wrk`.
+deploy` leaves it, asking for keys; FastAPI with Feast's SDK and an MLflow pyfunc on uvicorn; the
+same on Ray Serve's defaults. And FastAPI with the bare graph, which is handed its features, and
+neither asks for keys nor logs: what serving costs at the least. Each runs one serving process.
+Features are in Redis, or with --sqlite in a file. Penstock and the FastAPIs are up at once and
+loaded in turns, Serve's defaults afterwards. Each number is the median of five runs.
+
+Then open loops, on Penstock alone: at 60 % of what it answered in the closed one, and at three
+times that.
+Needs `wrk`, and `redis-server`: `apt-get install -y wrk redis-server`.
 """
 
 import argparse
 import json
 import os
-import re
+import random
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,92 +29,113 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+from _serve_load import Load, OpenLoad, closed, median, open_loop, write_bodies  # noqa: E402
+
 NUM_CONNECTIONS = 32
 CONNECTIONS = (NUM_CONNECTIONS, 1)
 NUM_RUNS = 5
+ROWS_PER_LARGE_REQUEST = 100
+NUM_LARGE_CONNECTIONS = 8
 GLUED, DEFAULTS = "FastAPI + Feast SDK + MLflow", "the same on Serve's defaults"
-LABELS = ("Penstock", GLUED, DEFAULTS)
-GOALS = {"ratio": 8.0, "p99_ms": 25.0, "p50_ms_at_1": 1.5}
-WRK_SCRIPT = """
-math.randomseed(7)
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-function request()
-  local row = string.format(
-    '{"CUSTOMER_ID":%d,"TERMINAL_ID":%d,"TX_DATETIME":"2018-08-15T%02d:%02d:00Z","TX_AMOUNT":%.2f}',
-    math.random(0, 4999), math.random(0, 9999), math.random(0, 23), math.random(0, 59),
-    math.random() * 200)
-  return wrk.format(nil, nil, nil, '{"rows":[' .. row .. ']}')
-end
-"""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What the client saw."""
-
-    requests_per_s: float
-    p50_ms: float
-    p99_ms: float
+BARE = "FastAPI + onnxruntime, features given"
+LABELS = ("Penstock", GLUED, BARE, DEFAULTS)
+GOALS = {
+    "ratio": 8.0,
+    "ratio_to_bare": 0.7,
+    "p99_ms_at_60_percent": 25.0,
+    "p50_ms_at_1": 1.5,
+    "goodput_at_3x": 0.8,
+    "refused_ms_at_3x": 100.0,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--redis", action="store_true", help="features in Redis, for all three")
+    parser.add_argument("--sqlite", action="store_true", help="features in SQLite, for all")
     parser.add_argument("--seconds", type=int, default=4, help="of each run")
     parser.add_argument("--days", type=int, default=140, help="of simulated payments")
     parser.add_argument("--estimator", default="xgboost")
     arguments = parser.parse_args()
-    for program in ("wrk", *(["redis-server"] if arguments.redis else [])):
+    for program in ("wrk", *([] if arguments.sqlite else ["redis-server"])):
         if shutil.which(program) is None:
-            package = "wrk" if program == "wrk" else "redis-server"
-            sys.exit(f"{program} is not installed: apt-get install -y {package}")
+            sys.exit(f"{program} is not installed: apt-get install -y {program}")
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
         measure(Path(name), arguments)
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> None:
-    script = folder / "payments.lua"
-    script.write_text(WRK_SCRIPT)
-    with redis_server(folder, wanted=arguments.redis) as redis, ExitStack() as servers:
+    one = write_bodies(folder, "one", lambda generator: {"rows": [payment(generator)]})
+    large = write_bodies(
+        folder,
+        "large",
+        lambda generator: {"rows": [payment(generator) for _ in range(ROWS_PER_LARGE_REQUEST)]},
+    )
+    with redis_server(folder, wanted=not arguments.sqlite) as redis, ExitStack() as servers:
         environment = penstock_environment(folder, redis)
         servers.callback(penstock, environment, "down")
         prepare(folder, environment, arguments)
         deployed = json.loads(penstock(environment, "deploy", "card_fraud", "--json"))
-        scores = ask(deployed["predict_url"])
+        url = deployed["predict_url"]
+        created = penstock(
+            environment, "api-keys", "create", "bench", "--scope", "predict:card_fraud"
+        )
+        key = created.splitlines()[0]
+        scores = ask(url, key)
         peers = prepare_peers(folder, environment, deployed, redis)
-        with running(folder, "fastapi", peers) as url:
-            check_same(GLUED, scores, ask(url))
-            urls = {"Penstock": deployed["predict_url"], GLUED: url}
-            loads = take_turns(urls, script, arguments.seconds)
+        given = write_bodies(folder, "given", lambda generator: features(generator, peers))
+        with running(folder, "fastapi", peers) as glued, running(folder, "bare", peers) as bare:
+            check_same(GLUED, scores, ask(glued))
+            targets = {"Penstock": (url, one), GLUED: (glued, one), BARE: (bare, given)}
+            loads = take_turns(targets, key, arguments.seconds)
+        capacity = median(loads["Penstock", NUM_CONNECTIONS]).requests_per_s
+        large_load = closed(url, large, key, NUM_LARGE_CONNECTIONS, arguments.seconds)
+        opened = {
+            share: open_loop(url, one, key, share * capacity, 3 * arguments.seconds)
+            for share in (0.6, 3.0)
+        }
         servers.close()
-        # By itself: the processes of another Ray would cost the other two a tenth of a core.
-        with running(folder, "serve", peers) as url:
-            check_same(DEFAULTS, scores, ask(url))
-            loads |= take_turns({DEFAULTS: url}, script, arguments.seconds)
-    report(
-        {label: {n: median(loads[label, n]) for n in CONNECTIONS} for label in LABELS}, arguments
-    )
+        # By itself: the processes of another Ray would cost the others a tenth of a core.
+        with running(folder, "serve", peers) as defaults:
+            check_same(DEFAULTS, scores, ask(defaults))
+            loads |= take_turns({DEFAULTS: (defaults, one)}, key, arguments.seconds)
+    results = {label: {n: median(loads[label, n]) for n in CONNECTIONS} for label in LABELS}
+    report(results, large_load, opened, arguments)
+
+
+def payment(generator: random.Random) -> dict[str, Any]:
+    time_of_day = f"{generator.randrange(24):02}:{generator.randrange(60):02}"
+    return {
+        "CUSTOMER_ID": generator.randrange(5000),
+        "TERMINAL_ID": generator.randrange(10000),
+        "TX_DATETIME": f"2018-08-15T{time_of_day}:00Z",
+        "TX_AMOUNT": round(200 * generator.random(), 2),
+    }
+
+
+def features(generator: random.Random, peers: dict[str, str]) -> dict[str, Any]:
+    num_features = len(peers["features"].split(","))
+    return {"rows": [[round(100 * generator.random(), 4) for _ in range(num_features)]]}
 
 
 def take_turns(
-    urls: dict[str, str], script: Path, seconds: int
+    targets: dict[str, tuple[str, Path]], key: str, seconds: int
 ) -> dict[tuple[str, int], list[Load]]:
     """Load one server after the other, again and again: whatever the machine does meets all."""
-    loads: dict[tuple[str, int], list[Load]] = {(u, n): [] for u in urls for n in CONNECTIONS}
-    for url in urls.values():
-        wrk(url, script, NUM_CONNECTIONS, 3)
+    loads: dict[tuple[str, int], list[Load]] = {(u, n): [] for u in targets for n in CONNECTIONS}
+    for url, bodies in targets.values():
+        closed(url, bodies, key, NUM_CONNECTIONS, 3)
     for _ in range(NUM_RUNS):
-        for label, url in urls.items():
+        for label, (url, bodies) in targets.items():
             for num_connections in CONNECTIONS:
-                loads[label, num_connections].append(wrk(url, script, num_connections, seconds))
+                loads[label, num_connections].append(
+                    closed(url, bodies, key, num_connections, seconds)
+                )
                 time.sleep(1)
     return loads
 
@@ -121,6 +146,7 @@ def penstock_environment(folder: Path, redis: str | None) -> dict[str, str]:
         "PENSTOCK_PROJECT_ROOT": str(ROOT),
         "PENSTOCK_STORAGE__ROOT": str(folder / "storage"),
         "PENSTOCK_SERVING__PORT": "28000",
+        "PENSTOCK_SERVING__REQUIRE_KEY": "true",
         "PENSTOCK_RAY__GCS_PORT": "28500",
         "PENSTOCK_RAY__DASHBOARD_PORT": "28510",
         "PENSTOCK_RAY__METRICS_PORT": "28520",
@@ -196,6 +222,7 @@ def prepare_peers(
     return {
         "repo": str(write_repo(folder / "feast_repo", frames, redis)),
         "model": str(write_model(folder / "pyfunc", Path(deployed["package_path"]))),
+        "graph": str(Path(deployed["package_path"]) / "model.onnx"),
         "features": ",".join(package.signature.feature_names),
     }
 
@@ -226,6 +253,10 @@ def running(folder: Path, peer: str, options: dict[str, str]) -> Iterator[str]:
             try:
                 ask(url)
                 break
+            except urllib.error.HTTPError as refused:
+                if refused.code != 422:
+                    raise
+                break  # It takes other rows than these.
             except (OSError, ValueError):
                 if process.poll() is not None or time.monotonic() > deadline:
                     sys.exit(
@@ -266,7 +297,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ask(url: str) -> list[float]:
+def ask(url: str, key: str = "") -> list[float]:
     """The scores of a few fixed rows, to see that all three are the same model."""
     rows = [
         {
@@ -278,7 +309,9 @@ def ask(url: str) -> list[float]:
         for n in range(1, 21)
     ]
     request = urllib.request.Request(  # noqa: S310 - a server of our own
-        url, json.dumps({"rows": rows}).encode(), {"Content-Type": "application/json"}
+        url,
+        json.dumps({"rows": rows}).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
     with urllib.request.urlopen(request, timeout=30) as page:  # noqa: S310 - the same
         return [prediction["score"] for prediction in json.load(page)["predictions"]]
@@ -292,38 +325,16 @@ def check_same(label: str, mine: list[float], theirs: list[float]) -> None:
             sys.exit(f"{label} gives {b} for row {row} and Penstock {a}: not the same model")
 
 
-def median(loads: list[Load]) -> Load:
-    return Load(
-        requests_per_s=statistics.median(load.requests_per_s for load in loads),
-        p50_ms=statistics.median(load.p50_ms for load in loads),
-        p99_ms=statistics.median(load.p99_ms for load in loads),
-    )
-
-
-def wrk(url: str, script: Path, num_connections: int, seconds: int) -> Load:
-    pinned = ["taskset", "-c", str((os.cpu_count() or 1) - 1)] if shutil.which("taskset") else []
-    flags = ["-t1", f"-c{num_connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
-    text = subprocess.run(
-        [*pinned, "wrk", *flags, "-s", script, url], capture_output=True, text=True, check=True
-    ).stdout
-    if "Non-2xx" in text or "Socket errors" in text:
-        sys.exit(f"not every request was answered:\n{text}")
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    assert rate is not None, text
-    return Load(float(rate[1]), percentile(text, 50), percentile(text, 99))
-
-
-def percentile(text: str, percent: int) -> float:
-    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
-    assert found is not None, text
-    return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
-
-
-def report(results: dict[str, dict[int, Load]], arguments: argparse.Namespace) -> None:
+def report(
+    results: dict[str, dict[int, Load]],
+    large: Load,
+    opened: dict[float, OpenLoad],
+    arguments: argparse.Namespace,
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    store = "Redis" if arguments.redis else "SQLite"
+    store = "SQLite" if arguments.sqlite else "Redis"
     table = Table(title=f"predict with feature lookup ({store}), one row a request")
     for column in ("", f"{NUM_CONNECTIONS} connections: req/s", "p50 ms", "p99 ms", "1: p50 ms"):
         table.add_column(column, justify="right" if column else "left")
@@ -337,17 +348,35 @@ def report(results: dict[str, dict[int, Load]], arguments: argparse.Namespace) -
             f"{one.p50_ms:.2f}",
         )
     Console(width=110).print(table)
-    ours, *others = results.values()
-    many = ours[NUM_CONNECTIONS]
-    ratios = [round(many.requests_per_s / o[NUM_CONNECTIONS].requests_per_s, 2) for o in others]
+    capacity = results["Penstock"][NUM_CONNECTIONS].requests_per_s
+    for share, load in opened.items():
+        refused = "none refused"
+        if load.refused:
+            refused = f"refused {load.refused}, of these p99 {load.refused_p99_ms} ms"
+        print(
+            f"open loop at {share:g} of that: {load.offered_per_s:,.0f} offered a second, "
+            f"{load.answered_per_s:,.0f} answered, p50 {load.p50_ms} ms, p99 {load.p99_ms} ms; "
+            f"{refused}; {load.unsent} unsent"
+        )
+    rows_per_s = ROWS_PER_LARGE_REQUEST * large.requests_per_s
+    print(f"{ROWS_PER_LARGE_REQUEST} rows a request: {rows_per_s:,.0f} rows/s")
+    ratio = {
+        label: round(capacity / loads[NUM_CONNECTIONS].requests_per_s, 2)
+        for label, loads in results.items()
+    }
     line = {
         "benchmark": "serve",
         "online_store": store.lower(),
-        "requests_per_s": round(many.requests_per_s),
-        "p99_ms": many.p99_ms,
-        "p50_ms_at_1": ours[1].p50_ms,
-        "ratio_to_fastapi": ratios[0],
-        "ratio_to_serve_defaults": ratios[1],
+        "requests_per_s": round(capacity),
+        "p99_ms": results["Penstock"][NUM_CONNECTIONS].p99_ms,
+        "p50_ms_at_1": results["Penstock"][1].p50_ms,
+        "ratio_to_fastapi": ratio[GLUED],
+        "ratio_to_serve_defaults": ratio[DEFAULTS],
+        "ratio_to_bare": ratio[BARE],
+        "p99_ms_at_60_percent": opened[0.6].p99_ms,
+        "goodput_at_3x": round(opened[3.0].answered_per_s / capacity, 2),
+        "refused_ms_at_3x": opened[3.0].refused_p99_ms,
+        "rows_per_s_at_100": round(rows_per_s),
         "goals": GOALS,
         "load_average": round(os.getloadavg()[0], 1),
     }

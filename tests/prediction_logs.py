@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from forks import forks
-from penstock.features.online import FieldSpec, OnlineRows
+from penstock.features.online import OnlineRows
+from penstock.features.online_plan import FieldSpec
 from penstock.features.online_rows import NO_EVENT_US
 from penstock.serving.prediction_log import AnsweredBatch, Asked, PredictionLog, SegmentHeader
 from waiting import wait_for

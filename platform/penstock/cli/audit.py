@@ -117,6 +117,10 @@ def _remarks(report: "AuditReport") -> list[str]:
             f"{report.num_waiting:,} newer predictions were not looked at: events came after the "
             f"features were built; run `penstock features build {report.use_case}`"
         )
+    if report.num_given:
+        found.append(
+            f"{report.num_given:,} predictions were not looked at: their requests brought features"
+        )
     if collected.num_torn_segments:
         found.append(
             f"{collected.num_torn_segments} segments of the log ended in the middle of a write: "

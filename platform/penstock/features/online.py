@@ -9,38 +9,24 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.errors import DeclarationError, StoreEmptyError, UserError
+from penstock.errors import StoreEmptyError, UserError
 from penstock.features import entity_keys
-from penstock.features.declarations import FeatureObjects, function_of, load_feature_objects
+from penstock.features.declarations import FeatureObjects, load_feature_objects
+from penstock.features.online_plan import FieldSpec, FieldType, ReadPlan, StoredPart
 from penstock.features.online_rows import NO_EVENT_US, ReadRows, RowStore
-from penstock.records import Record
 from penstock.settings import Settings
 
 if TYPE_CHECKING:
-    from feast import FeatureView, OnDemandFeatureView
-    from feast.feature_view_projection import FeatureViewProjection
     from feast.repo_config import RepoConfig
-    from feast.types import FeastType
 
 
-FieldType = Literal["int64", "float64", "bool", "string", "timestamp"]
-_FIELD_TYPES: dict[str, FieldType] = {
-    "INT32": "int64",
-    "INT64": "int64",
-    "FLOAT": "float64",
-    "DOUBLE": "float64",
-    "BOOL": "bool",
-    "STRING": "string",
-    "UNIX_TIMESTAMP": "timestamp",
-}
-_NUMBERS = frozenset({"INT32", "INT64", "FLOAT", "DOUBLE", "BOOL"})
 _COLUMN_TYPES: dict[FieldType, Any] = {
     "int64": np.int64,
     "float64": np.float64,
@@ -48,13 +34,6 @@ _COLUMN_TYPES: dict[FieldType, Any] = {
     "string": np.object_,
     "timestamp": "datetime64[us]",
 }
-
-
-class FieldSpec(Record):
-    """One field that every row of a request must have."""
-
-    name: str
-    dtype: FieldType
 
 
 @dataclass(frozen=True)
@@ -68,6 +47,7 @@ class OnlineRows:
         as_of_us: int64 [num_rows], the time that each row asks about.
         event_us: by stored view int64 [num_rows], when the row that was found happened;
             NO_EVENT_US: none was.
+        given: by row that brought features itself: these, by name.
     """
 
     values: NDArray[np.float64]
@@ -75,29 +55,7 @@ class OnlineRows:
     fields: Mapping[str, NDArray[Any]]
     as_of_us: NDArray[np.int64]
     event_us: Mapping[str, NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class _StoredPart:
-    """What the service takes from one stored view."""
-
-    view: FeatureView
-    key_fields: dict[str, str]
-    """Join key in the store -> field of the request."""
-    features: list[str]
-    columns: list[int]
-    """Where each feature stands in the row; -1: needed by a function only."""
-    ttl_us: int | None
-
-
-@dataclass(frozen=True)
-class _ComputedPart:
-    """What the service takes from one on-demand view."""
-
-    function: Callable[[dict[str, Any]], Mapping[str, Any]]
-    features: list[str]
-    columns: list[int]
-    stored_inputs: list[str]
+    given: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 class OnlineReader:
@@ -116,7 +74,7 @@ class OnlineReader:
         now_us: Callable[[], int] = lambda: time.time_ns() // 1_000,
     ) -> None:
         """Plan the reads; see `open` for the usual way in."""
-        plan = _Plan(objects, service)
+        plan = ReadPlan(objects, service)
         self.feature_names: tuple[str, ...] = plan.feature_names
         self.request_fields: tuple[FieldSpec, ...] = tuple(plan.fields.values())
         self.view_names = tuple(dict.fromkeys(part.view.name for part in plan.stored))
@@ -150,10 +108,11 @@ class OnlineReader:
         A feature is missing where the entity is unknown, has no value, or its row is older than
         the view's TTL at the row's event time (the offline rule; now, where requests carry no
         event time). The store knows the newest row only: a request about the past gets it too.
+        What a row brings itself stands in place of what is stored or computed.
 
         Args:
             rows: the request's fields, each of the type in `request_fields`; a time is a datetime
-                (naive: UTC).
+                (naive: UTC). Beside them features by name; NaN: there is none.
 
         Raises:
             UserError: a row lacks a field, or a value does not fit its type.
@@ -163,11 +122,17 @@ class OnlineReader:
         values = np.full((len(rows), len(self.feature_names)), np.nan)
         columns = {field.name: self._column(field, rows) for field in self.request_fields}
         as_of_us = self._as_of_us(columns, len(rows))
+        given = self._given(rows)
         stored: dict[str, NDArray[np.float64]] = {}
         event_us: dict[str, NDArray[np.int64]] = {}
         for part in self._stored:
-            read = self._read_part(part, columns, as_of_us)
+            if _brings_all(part.features, given, len(rows)):
+                read = _nothing_read(len(rows), len(part.features))
+            else:
+                read = self._read_part(part, columns, as_of_us)
             block = read.values
+            for index, feature in enumerate(part.features):
+                _put(block[:, index], feature, given)
             event_us.setdefault(part.view.name, read.event_us)
             for index, (feature, column) in enumerate(
                 zip(part.features, part.columns, strict=True)
@@ -181,20 +146,35 @@ class OnlineReader:
             results = computed.function(inputs)
             for feature, column in zip(computed.features, computed.columns, strict=True):
                 values[:, column] = results[feature]
+                _put(values[:, column], feature, given)
         return OnlineRows(
             values=values,
             missing=self._missing(values),
             fields=columns,
             as_of_us=as_of_us,
             event_us=event_us,
+            given=given,
         )
 
     def close(self) -> None:
         """Let go of the online store's connections."""
         self._store.disconnect()
 
+    def _given(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+        num_fields = len(self.request_fields)
+        if all(len(row) <= num_fields for row in rows):
+            return {}
+        fields = {field.name for field in self.request_fields}
+        features = [name for name in self.feature_names if name not in fields]
+        found = {
+            place: {name: row[name] for name in features if name in row}
+            for place, row in enumerate(rows)
+            if len(row) > num_fields
+        }
+        return {place: given for place, given in found.items() if given}
+
     def _read_part(
-        self, part: _StoredPart, columns: Mapping[str, NDArray[Any]], as_of_us: NDArray[np.int64]
+        self, part: StoredPart, columns: Mapping[str, NDArray[Any]], as_of_us: NDArray[np.int64]
     ) -> ReadRows:
         keys = entity_keys.encode(
             {key: columns[field].tolist() for key, field in part.key_fields.items()}
@@ -243,124 +223,28 @@ class OnlineReader:
         ]
 
 
-def request_fields(objects: FeatureObjects, service: str) -> tuple[FieldSpec, ...]:
-    """Name the fields of a service's requests."""
-    return tuple(_Plan(objects, service).fields.values())
+def _brings_all(
+    features: Sequence[str], given: Mapping[int, Mapping[str, float]], num_rows: int
+) -> bool:
+    """Whether every row brings all of these features itself."""
+    return len(given) == num_rows and all(
+        feature in some for some in given.values() for feature in features
+    )
 
 
-def origins(objects: FeatureObjects, service: str) -> dict[str, tuple[str, ...]]:
-    """Name the stored views that each feature of a service stands on; none: on the request."""
-    plan = _Plan(objects, service)
-    view_of = {name: part.view.name for part in plan.stored for name in part.features}
-    found: dict[str, tuple[str, ...]] = {name: (view,) for name, view in view_of.items()}
-    for computed in plan.computed:
-        views = tuple(dict.fromkeys(view_of[name] for name in computed.stored_inputs))
-        found |= dict.fromkeys(computed.features, views)
-    return {name: found[name] for name in plan.feature_names}
+def _nothing_read(num_rows: int, num_features: int) -> ReadRows:
+    return ReadRows(
+        event_us=np.full(num_rows, NO_EVENT_US), values=np.full((num_rows, num_features), np.nan)
+    )
 
 
-class _Plan:
-    """What a service needs from the request and from the store, and where each value goes."""
-
-    def __init__(self, objects: FeatureObjects, service_name: str) -> None:
-        self.fields: dict[str, FieldSpec] = {}
-        self.stored: list[_StoredPart] = []
-        self.computed: list[_ComputedPart] = []
-        self.inputs: list[str] = []
-        self.event_time: str | None = None
-        projections = objects.service(service_name).feature_view_projections
-        names = [feature.name for projection in projections for feature in projection.features]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise DeclarationError(
-                f"the feature service {service_name!r} has {', '.join(twice)} more than once"
-            )
-        self.feature_names = tuple(names)
-        for projection in projections:
-            for feature in projection.features:
-                if _type_name(feature.dtype) not in _NUMBERS:
-                    raise DeclarationError(
-                        f"the feature {feature.name!r} of the service {service_name!r} is "
-                        f"{feature.dtype}",
-                        allowed="whole numbers, floats and booleans",
-                    )
-        # Join keys come first in a request, as they do in a training set.
-        for projection in projections:
-            if projection.name in objects.views:
-                features = [feature.name for feature in projection.features]
-                columns = [self.feature_names.index(name) for name in features]
-                view = objects.views[projection.name]
-                self._add_stored(view, projection, features, columns)
-        for projection in projections:
-            if projection.name in objects.on_demand_views:
-                self._add_computed(objects, objects.on_demand_views[projection.name], projection)
-
-    def _add_stored(
-        self,
-        view: FeatureView,
-        projection: FeatureViewProjection,
-        features: list[str],
-        columns: list[int],
-    ) -> None:
-        key_types = {column.name: column.dtype for column in view.entity_columns}
-        key_fields = {key: projection.join_key_map.get(key, key) for key in view.join_keys}
-        for key, field in key_fields.items():
-            self._add_field(field, key_types[key])
-        self.stored.append(
-            _StoredPart(
-                view=view,
-                key_fields=key_fields,
-                features=features,
-                columns=columns,
-                ttl_us=view.ttl // timedelta(microseconds=1) if view.ttl else None,
-            )
-        )
-
-    def _add_computed(
-        self, objects: FeatureObjects, view: OnDemandFeatureView, projection: FeatureViewProjection
-    ) -> None:
-        for source in view.source_request_sources.values():
-            for field in source.schema:
-                self._add_field(field.name, field.dtype)
-                if field.name not in self.inputs:
-                    self.inputs.append(field.name)
-            if source.timestamp_field:
-                if self.event_time not in (None, source.timestamp_field):
-                    raise DeclarationError(
-                        f"requests would have two event times: {self.event_time} and "
-                        f"{source.timestamp_field}"
-                    )
-                self.event_time = source.timestamp_field
-        stored_inputs = []
-        for needed in view.source_feature_view_projections.values():
-            inputs = [feature.name for feature in needed.features]
-            stored_inputs += inputs
-            # A read of its own: what a function needs need not be in the row.
-            self._add_stored(objects.views[needed.name], needed, inputs, [-1] * len(inputs))
-        features = [feature.name for feature in projection.features]
-        self.computed.append(
-            _ComputedPart(
-                function=function_of(view),
-                features=features,
-                columns=[self.feature_names.index(name) for name in features],
-                stored_inputs=stored_inputs,
-            )
-        )
-
-    def _add_field(self, name: str, dtype: FeastType) -> None:
-        if _type_name(dtype) not in _FIELD_TYPES:
-            raise DeclarationError(
-                f"the request field {name!r} is {dtype}",
-                allowed=", ".join(sorted(set(_FIELD_TYPES.values()))),
-            )
-        field = FieldSpec(name=name, dtype=_FIELD_TYPES[_type_name(dtype)])
-        if self.fields.setdefault(name, field) != field:
-            raise DeclarationError(f"the request field {name!r} is declared with two types")
-
-
-def _type_name(dtype: FeastType) -> str:
-    name: str = dtype.to_value_type().name
-    return name
+def _put(
+    column: NDArray[np.float64], feature: str, given: Mapping[int, Mapping[str, float]]
+) -> None:
+    """Put what rows bring of a feature in the place of what was found."""
+    for place, some in given.items():
+        if feature in some:
+            column[place] = some[feature]
 
 
 def _number(value: Any) -> float:

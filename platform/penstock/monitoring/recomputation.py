@@ -20,7 +20,7 @@ from penstock.features.declarations import (
     load_feature_objects,
     load_feature_tables,
 )
-from penstock.features.online import FieldType, origins, request_fields
+from penstock.features.online_plan import FieldType, origins, request_fields
 from penstock.features.online_rows import NO_EVENT_US
 from penstock.features.point_in_time import ViewSide, execute_in_one_task
 from penstock.features.service_join import ServiceJoin
@@ -85,6 +85,9 @@ class Recomputation:
         self._fields = request_fields(objects, service)
         self.service = service
         self.feature_names = self._join.feature_names
+        fields = {field.name for field in self._fields}
+        self.names_to_give = tuple(name for name in self.feature_names if name not in fields)
+        """The features that a request may bring itself."""
         self.table_versions = self._join.source_versions(settings)
         self.ttl_us = {
             name: view.ttl // timedelta(microseconds=1) if view.ttl else None

@@ -46,7 +46,7 @@ def audit(
             next_step=f"`penstock data show {predictions_table(use_case)}` tells what there is",
         )
     comparisons: dict[str, Comparison] = {}
-    num_done = num_waiting = 0
+    num_done = num_waiting = num_given = 0
     served_from = ["feature_service", "feature_names", "views"]
     for same in rows.select(served_from).unique().sort(served_from).collect().iter_rows(named=True):
         service = same["feature_service"]
@@ -56,6 +56,9 @@ def audit(
         comparison = comparisons[service]
         comparison.recomputation.check_served(same["feature_names"], same["views"])
         wanted = rows.filter([pl.col(name) == value for name, value in same.items()])
+        brought = _brings_features(comparison.recomputation)
+        num_given += _count(wanted.filter(brought))
+        wanted = wanted.filter(~brought)
         complete_until = comparison.recomputation.complete_until
         if complete_until is not None:
             num_waiting += _count(wanted.filter(pl.col(SERVED_AT) >= complete_until))
@@ -64,7 +67,12 @@ def audit(
             if part.height:
                 comparison.add(part)
             num_done += part.height
-            progress("audit", num_done, num_logged - num_waiting, unit="predictions")
+            progress("audit", num_done, num_logged - num_waiting - num_given, unit="predictions")
+    if num_given == num_logged:
+        raise UserError(
+            f"all {num_given} predictions of the period brought their features themselves",
+            next_step="there is nothing that the tables could give otherwise",
+        )
     if not num_done:
         raise UserError(
             f"since the features of {use_case} were built, events came that served predictions "
@@ -88,12 +96,23 @@ def audit(
         until=until,
         num_predictions=num_done,
         num_waiting=num_waiting,
+        num_given=num_given,
         num_cells=sum(feature.num_cells for feature in features),
         num_by_reason=total(feature.num_by_reason for feature in features),
         features=tuple(features),
         table_versions=versions,
         collected=collected,
     )
+
+
+def _brings_features(recomputation: Recomputation) -> pl.Expr:
+    """Whether a request has features of its own, which no table is the source of.
+
+    Its text is what `log_collection` wrote: no blank before a colon, and a quote inside of a value
+    has a backslash.
+    """
+    keys = [f'"{name}":' for name in recomputation.names_to_give]
+    return pl.col("request").str.contains_any(keys) if keys else pl.lit(value=False)
 
 
 def _logged(

@@ -46,6 +46,8 @@ class AuditReport(Record):
     """Those that were looked at."""
     num_waiting: int
     """Predictions so new that the feature tables may lack events which were online."""
+    num_given: int
+    """Predictions whose request brought features itself; they are not looked at."""
     num_cells: int
     num_by_reason: dict[Reason, int]
     """The cells that differ, by why."""

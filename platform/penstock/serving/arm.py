@@ -70,6 +70,7 @@ class Arm:
             signature=package.signature,
             parser=RequestParser(
                 package.signature.request_fields,
+                feature_names=package.signature.feature_names,
                 max_rows=package.signature.serving.max_rows_per_request,
                 max_body_bytes=max_body_bytes,
             ),

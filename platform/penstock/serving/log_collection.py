@@ -30,6 +30,7 @@ from penstock.serving.prediction_log import (
     FIELD,
     FINISH,
     FINISHED,
+    GIVEN,
     LOCK,
     OPEN,
     SegmentHeader,
@@ -235,15 +236,21 @@ def read_segment(file: Path) -> Segment:
 def to_frame(header: SegmentHeader, rows: pa.Table) -> pl.DataFrame:
     """Put a segment's rows into the table's columns, which are the same for every model.
 
-    The request's fields are one JSON object a row; features and the event times of the rows that
-    they came from are lists, whose names stand beside them.
+    The request's fields, and the features that it brought itself, are one JSON object a row;
+    features and the event times of the rows that they came from are lists, whose names stand beside
+    them.
     """
     fields = {field.name: rows[f"{FIELD}{field.name}"].to_pylist() for field in header.fields}
+    # Segments from before rows could bring features have no such column.
+    given = rows[GIVEN].to_pylist() if GIVEN in rows.column_names else [None] * rows.num_rows
     option = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
     requests = [
-        orjson.dumps(dict(zip(fields, values, strict=True)), option=option).decode()
-        for values in zip(*fields.values(), strict=True)
-    ] or ["{}"] * rows.num_rows
+        orjson.dumps(
+            dict(zip(fields, values, strict=True)) | (orjson.loads(some) if some else {}),
+            option=option,
+        ).decode()
+        for some, *values in zip(given, *fields.values(), strict=True)
+    ]
     values = rows[FEATURES].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     num_features = len(header.feature_names)
     features = pl.Series(values).fill_nan(None).reshape((rows.num_rows, num_features))

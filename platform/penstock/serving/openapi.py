@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from penstock.registry.package import Signature
-from penstock.serving.requests import FieldLike
 
 _INT64 = {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1}
 _TYPES: dict[str, dict[str, Any]] = {
@@ -48,7 +47,7 @@ def document(*, route: str, version: int, signature: Signature, max_rows: int) -
         "Refusal": _object(
             {"code": _text(), "message": _text(), "path": _text("Where in the body the fault is.")}
         ),
-        "Row": _row(signature.request_fields),
+        "Row": _row(signature),
         "Rows": _object({"rows": _array("Row", max_rows)}),
         "Records": _object({"dataframe_records": _array("Row", max_rows)}),
         "Prediction": _prediction(signature),
@@ -84,8 +83,13 @@ def document(*, route: str, version: int, signature: Signature, max_rows: int) -
     }
 
 
-def _row(fields: Sequence[FieldLike]) -> dict[str, Any]:
-    return _object({field.name: _TYPES[field.dtype] for field in fields})
+def _row(signature: Signature) -> dict[str, Any]:
+    fields = {field.name: _TYPES[field.dtype] for field in signature.request_fields}
+    row = _object(fields)
+    given = {"type": ["number", "null"], "description": "In place of what the store has."}
+    for name in signature.feature_names:
+        row["properties"].setdefault(name, given)
+    return row
 
 
 def _prediction(signature: Signature) -> dict[str, Any]:

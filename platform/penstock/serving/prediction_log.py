@@ -27,7 +27,8 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from penstock.features.online import FieldSpec, OnlineRows
+from penstock.features.online import OnlineRows
+from penstock.features.online_plan import FieldSpec
 from penstock.files import sync_folder
 from penstock.locks import exclusive
 from penstock.records import Record
@@ -35,7 +36,7 @@ from penstock.serving import http
 from penstock.settings import Settings
 
 LOCK, FINISHED, OPEN, FINISH = ".lock", ".arrow", ".open", "finish-"
-FIELD, EVENT, FEATURES = "field:", "event:", "features"
+FIELD, EVENT, FEATURES, GIVEN = "field:", "event:", "features", "given"
 _HEADER = b"penstock"
 INTERVAL_S = 0.25
 """How often what waits is written: a kill costs that and one write."""
@@ -76,6 +77,7 @@ class SegmentHeader(Record):
             ("as_of", pa.timestamp("us", "UTC")),
             ("score", pa.float64()),
             (FEATURES, pa.list_(pa.float64(), len(self.feature_names))),
+            (GIVEN, pa.string()),
             *((f"{FIELD}{field.name}", _TYPES[field.dtype]) for field in self.fields),
             *((f"{EVENT}{view}", pa.timestamp("us", "UTC")) for view in self.views),
         ]
@@ -133,6 +135,7 @@ def record_batch(
         _utc(as_of_us),
         pa.array(scores.astype(np.float64, copy=False)),
         pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), len(header.feature_names)),
+        _given(looked_up, len(values)),
     ]
     for field in header.fields:
         given = np.concatenate([part.fields[field.name] for part in looked_up])
@@ -147,6 +150,18 @@ def record_batch(
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     answered = np.repeat(np.logical_and.reduceat(finite, starts), sizes)
     return batch.filter(pa.array(answered))
+
+
+def _given(looked_up: Sequence[OnlineRows], num_rows: int) -> pa.Array:
+    """What each row brought of its features itself, as JSON; null: nothing."""
+    if not any(part.given for part in looked_up):
+        return pa.nulls(num_rows, pa.string())
+    texts: list[str | None] = []
+    for part in looked_up:
+        for place in range(len(part.values)):
+            some = part.given.get(place)
+            texts.append(orjson.dumps(some).decode() if some else None)
+    return pa.array(texts, pa.string())
 
 
 def _utc(times_us: NDArray[np.int64]) -> pa.Array:

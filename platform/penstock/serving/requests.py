@@ -8,7 +8,7 @@ where the JSON does not say rows of this model. Pure: no I/O here.
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -53,12 +53,20 @@ class _NotJson:
 class RequestParser:
     """Turns predict bodies into rows of the declared fields."""
 
-    def __init__(self, fields: Sequence[FieldLike], *, max_rows: int, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        fields: Sequence[FieldLike],
+        *,
+        max_rows: int,
+        max_body_bytes: int,
+        feature_names: Collection[str] = (),
+    ) -> None:
         """Prepare for one model's fields.
 
         Args:
-            fields: what every row must have, no more and no less.
+            fields: what every row must have.
             max_rows: more rows in one request are refused.
+            feature_names: what a row may have beside: a number, or null for none.
             max_body_bytes: a longer body is refused unread.
 
         Raises:
@@ -69,6 +77,7 @@ class RequestParser:
             raise ValueError(f"request fields of unknown type: {', '.join(sorted(unknown))}")
         self._fields = tuple((field.name, _CONVERTERS[field.dtype]) for field in fields)
         self._names = {field.name for field in fields}
+        self._features = frozenset(feature_names) - self._names
         self._max_rows = max_rows
         self._max_body_bytes = max_body_bytes
 
@@ -131,15 +140,27 @@ class RequestParser:
                 422, refused.code, f"{name} {refused.what}", path=f"{path}[{index}].{name}"
             ) from None
         if len(row) != len(typed):
-            raise self._wrong_keys(row, f"{path}[{index}]")
+            for name in row.keys() - self._names:
+                typed[name] = self._feature_of(row, name, f"{path}[{index}]")
         return typed
 
+    def _feature_of(self, row: Mapping[str, Any], name: str, path: str) -> float:
+        """Read a feature that the caller gives itself; NaN: it says that there is none."""
+        if name not in self._features:
+            raise self._wrong_keys(row, path)
+        value = row[name]
+        return math.nan if value is None else typed(value, "float64", f"{path}.{name}")
+
     def _wrong_keys(self, row: Mapping[str, Any], path: str) -> RequestError:
-        extra = next((key for key in row if key not in self._names), None)
+        extra = next((k for k in row if k not in self._names and k not in self._features), None)
         if extra is not None:
             allowed = ", ".join(name for name, _ in self._fields)
+            beside = ", and the model's features" if self._features else ""
             return RequestError(
-                422, "unknown_key", f"{shown(extra)} is no field; allowed: {allowed}", path=path
+                422,
+                "unknown_key",
+                f"{shown(extra)} is no field; allowed: {allowed}{beside}",
+                path=path,
             )
         missing = next(name for name, _ in self._fields if name not in row)
         return RequestError(422, "missing_field", f"the field {missing} is missing", path=path)

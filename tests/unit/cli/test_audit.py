@@ -32,6 +32,7 @@ def report_with(**num_by_reason: int) -> AuditReport:
             "until": None,
             "num_predictions": 1_000,
             "num_waiting": 12,
+            "num_given": 3,
             "num_cells": 2_000,
             "num_by_reason": num_by_reason,
             "features": [

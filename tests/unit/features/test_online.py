@@ -56,6 +56,43 @@ class TestOpen:
         reader.close()
 
 
+class TestFeaturesThatARowBrings:
+    def test_they_stand_in_place_of_what_is_stored(self, reader):
+        name = CUSTOMER_FEATURES[0]
+        plain, brought, none = reader.read(
+            [request(), request(**{name: 77.0}), request(**{name: float("nan")})]
+        ).values
+        column = reader.feature_names.index(name)
+        others = [n for n in range(15) if n != column]
+        assert brought[column] == 77.0 != plain[column]
+        assert np.isnan(none[column])
+        np.testing.assert_array_equal(brought[others], plain[others])
+        np.testing.assert_array_equal(none[others], plain[others])
+
+    def test_they_and_their_absence_are_told(self, reader):
+        first, second = CUSTOMER_FEATURES[:2]
+        found = reader.read([request(), request(**{first: 1.0, second: float("nan")})])
+        assert found.missing == [(), (second,)]
+        assert found.given.keys() == {1}
+        assert found.given[1].keys() == {first, second}
+
+    def test_they_stand_in_place_of_what_is_computed(self, reader):
+        found = reader.read([request(TX_DURING_NIGHT=0.25)])
+        assert found.values[0, reader.feature_names.index("TX_DURING_NIGHT")] == 0.25
+
+    def test_a_store_is_not_asked_for_what_every_row_brings(self, reader, monkeypatch):
+        reads = []
+        original = reader._store.read_rows
+        monkeypatch.setattr(
+            reader._store, "read_rows", lambda *args: reads.append(args[1].name) or original(*args)
+        )
+        all_of_them = request(CUSTOMER_ID=10**9, **dict.fromkeys(CUSTOMER_FEATURES, 1.0))
+        assert reader.read([all_of_them]).missing == [()]
+        assert reads == ["card_fraud_terminal"]
+        reader.read([all_of_them, request()])
+        assert reads == ["card_fraud_terminal", "card_fraud_customer", "card_fraud_terminal"]
+
+
 class TestRead:
     def test_the_values_are_those_of_a_training_set_at_the_same_time(self, reader, online_settings):
         newest = (

@@ -161,6 +161,18 @@ class TestAudit:
         serve(online, rows_at(end_of_day(60), 10**9) + rows_at(end_of_day(900), 1))
         assert audit(online, USE_CASE).num_by_reason == {}
 
+    def test_what_brought_features_itself_is_not_looked_at(self, online):
+        one, other = rows_at(end_of_day(60), 1, 2)
+        serve(online, [one | {"CUSTOMER_ID_NB_TX_7DAY_WINDOW": 10**6}, other])
+        report = audit(online, USE_CASE)
+        assert (report.num_predictions, report.num_given) == (1, 1)
+        assert report.num_by_reason == {}
+
+    def test_where_all_did_there_is_nothing_to_look_at(self, online):
+        serve(online, [rows_at(end_of_day(60), 1)[0] | {"TX_DURING_NIGHT": 1.0}])
+        with pytest.raises(UserError, match="all 1 predictions of the period brought"):
+            audit(online, USE_CASE)
+
     def test_what_was_asked_comes_back_as_it_was(self, online):
         moment = end_of_day(60) + timedelta(microseconds=1)
         rows = rows_at(moment, 1) + rows_at(end_of_day(60), 2**62)

@@ -1,7 +1,9 @@
+import dataclasses
 import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
@@ -13,8 +15,8 @@ from penstock.data import tables
 from penstock.errors import BusyError, DeclarationError, IntegrityError
 from penstock.locks import exclusive
 from penstock.serving import log_collection
-from penstock.serving.log_collection import collect, predictions_table, shadow_table
-from penstock.serving.prediction_log import PredictionLog, log_folder
+from penstock.serving.log_collection import collect, predictions_table, shadow_table, to_frame
+from penstock.serving.prediction_log import PredictionLog, log_folder, record_batch
 from penstock.settings import Settings
 from prediction_logs import AS_OF, HEADER, answered, killed_log, open_log
 
@@ -80,6 +82,26 @@ class TestCollect:
             "score": 0.5,
         }
         assert second["features"] == [0.0, None]
+
+    def test_features_that_a_request_brought_stand_in_it(self, settings: Settings):
+        log = open_log(log_folder(settings, USE_CASE))
+        batch = answered("a", 1, 1, km=2.5)
+        (looked_up,) = batch.looked_up
+        given = dataclasses.replace(looked_up, given={1: {"km": 2.5, "rides": np.nan}})
+        log.put(dataclasses.replace(batch, looked_up=[given]))
+        log.put(answered("b", 1))
+        log.close()
+        collect(settings, USE_CASE)
+        logged = tables.scan(settings, TABLE).sort("prediction_id").collect()["request"]
+        brought = [
+            {k: v for k, v in orjson.loads(r).items() if k in ("km", "rides")} for r in logged
+        ]
+        assert brought == [{}, {"km": 2.5, "rides": None}, {}]
+
+    def test_segments_of_before_requests_could_bring_features(self, settings: Settings):
+        batch = record_batch([answered("a", 1)], HEADER, HEADER.columns())
+        older = pa.Table.from_batches([batch]).drop_columns("given")
+        assert "km" not in orjson.loads(to_frame(HEADER, older)["request"][0])
 
     def test_again_it_finds_nothing_new(self, settings: Settings):
         write(settings, "a", "b")

@@ -25,7 +25,9 @@ SIGNATURE = Signature(
     threshold=0.5,
 )
 ROUTE = "/v1/models/spills"
-PARSER = RequestParser(FIELDS, max_rows=3, max_body_bytes=1 << 20)
+PARSER = RequestParser(
+    FIELDS, max_rows=3, max_body_bytes=1 << 20, feature_names=SIGNATURE.feature_names
+)
 ROWS = st.fixed_dictionaries(
     {
         "INT64": st.integers(-(1 << 63), (1 << 63) - 1),
@@ -33,7 +35,8 @@ ROWS = st.fixed_dictionaries(
         "BOOL": st.booleans(),
         "STRING": st.text(st.characters(exclude_categories=("Cs",))),
         "TIMESTAMP": st.datetimes(datetime(1990, 1, 1)).map(lambda moment: f"{moment:%FT%TZ}"),
-    }
+    },
+    optional={"risk_7d": st.none() | st.floats(allow_nan=False, allow_infinity=False)},
 )
 
 

@@ -36,6 +36,7 @@ class TestRecordBatch:
             "request_id": None,
             "as_of": AS_OF,
             "score": 0.5,
+            "given": None,
             "field:rider": 0,
             "field:city": "Köln",
             "field:at": AS_OF.replace(tzinfo=None),

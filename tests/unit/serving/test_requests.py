@@ -1,4 +1,5 @@
 import json
+import math
 from datetime import UTC, datetime
 
 import pytest
@@ -23,7 +24,9 @@ GOOD = {
     "KIND": '"weir"',
     "MOMENT": '"2018-08-08T10:00:00Z"',
 }
-PARSER = RequestParser(FIELDS, max_rows=3, max_body_bytes=10_000)
+PARSER = RequestParser(
+    FIELDS, max_rows=3, max_body_bytes=10_000, feature_names=("LEVEL", "inflow", "inflow_7d")
+)
 
 
 def body_with(**changes: str | None) -> bytes:
@@ -70,6 +73,36 @@ class TestWhatIsTaken:
     )
     def test_a_time_is_iso_8601_and_utc_where_it_has_no_zone(self, text: str, moment: datetime):
         assert PARSER.parse(body_with(MOMENT=f'"{text}"'))[0]["MOMENT"] == moment
+
+
+class TestFeaturesThatARowBrings:
+    def test_they_stand_beside_the_fields(self):
+        (row,) = PARSER.parse(body_with(inflow="3", inflow_7d="-0.5"))
+        assert (row["inflow"], row["inflow_7d"], row["LEVEL"]) == (3.0, -0.5, 12.5)
+        assert len(row) == len(FIELDS) + 2
+
+    def test_null_says_that_there_is_none(self):
+        (row,) = PARSER.parse(body_with(inflow="null"))
+        assert math.isnan(row["inflow"])
+
+    def test_a_feature_that_is_a_field_too_is_a_field(self):
+        assert refusal(body_with(LEVEL="null")).code == "wrong_type"
+
+    @pytest.mark.parametrize(
+        ("value", "code"), [('"3"', "wrong_type"), ("NaN", "not_finite"), ("1e999", "out_of_range")]
+    )
+    def test_what_is_no_number_is_refused_with_its_path(self, value: str, code: str):
+        error = refusal(body_with(inflow=value))
+        assert (error.status, error.code, error.path) == (422, code, "$.rows[0].inflow")
+
+    def test_they_are_no_fields_that_must_be_there(self):
+        error = refusal(body_with(inflow="1", KIND=None))
+        assert (error.code, error.message) == ("missing_field", "the field KIND is missing")
+
+    def test_what_is_neither_is_still_refused(self):
+        error = refusal(body_with(inflow="1", DEPTH="1"))
+        assert error.code == "unknown_key"
+        assert error.message.startswith("'DEPTH' is no field")
 
 
 class TestWhatIsRefused:
