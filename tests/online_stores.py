@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from penstock.features import entity_keys
 from penstock.features.online_rows import NO_EVENT_US, WrittenRows
+from penstock.features.row_cache import RowCache
+from waiting import wait_for
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 START_US = int(START.timestamp()) * 1_000_000
@@ -216,3 +218,58 @@ class OnlineStoreBehaviour:
             ),
         )
         assert read(store, config, view, *riders).values[:, 1].tolist() == riders
+
+    def test_a_cache_gives_what_was_written_by_somebody_else(self, store, config):
+        view = make_view("cached")
+        prepare(store, config, view)
+        write(store, config, view, 1, START_US, 1.0)
+        write(store, config, view, 2, START_US, 2.0)
+        other = type(store)()
+        cache = RowCache(other, max_age_s=600)
+        for _ in range(3):
+            assert read(cache, config, view, 1, 2, 3).values[:2].tolist() == [[1, 1], [2, 2]]
+        # The first look takes all for written, the unknown rider is asked for each time.
+        assert (cache.counts.num_hits, cache.counts.num_misses) == (4, 5)
+        write(store, config, view, 1, START_US + 1, 5.0)
+        wait_for(lambda: read(cache, config, view, 1).values.tolist() == [[5, 5]])
+        assert read(cache, config, view, 1).event_us.tolist() == [START_US + 1]
+        cache.disconnect()
+
+    def test_any_writes_are_seen_through_a_cache(self, store, config):
+        view = make_view("cached_law")
+        prepare(store, config, view)
+        cache = RowCache(type(store)(), max_age_s=600, max_rows=3)
+        at_us = START_US
+
+        @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=12))
+        def check(steps: list[tuple[int, bool]]) -> None:
+            nonlocal at_us
+            for rider_id, is_write in steps:
+                at_us += 1
+                if is_write:
+                    write(store, config, view, rider_id, at_us, float(at_us))
+                stored = read(store, config, view, 1, 2, 3, 4, 5)
+
+                def same(stored=stored) -> bool:
+                    found = read(cache, config, view, 1, 2, 3, 4, 5)
+                    return np.array_equal(found.values, stored.values, equal_nan=True)
+
+                wait_for(same)
+
+        check()
+        cache.disconnect()
+
+    def test_without_notes_of_writes_a_cache_would_be_out_of_date(self, store, config, monkeypatch):
+        view = make_view("cached_unwatched")
+        prepare(store, config, view)
+        write(store, config, view, 1, START_US, 1.0)
+        cache = RowCache(type(store)(), max_age_s=0.2)
+        read(cache, config, view, 1)
+        monkeypatch.setattr(cache._changes, "take", list)
+        read(cache, config, view, 1)
+        write(store, config, view, 1, START_US + 1, 5.0)
+        assert read(cache, config, view, 1).values.tolist() == [[1, 1]]
+        # The age is what is left then.
+        wait_for(lambda: read(cache, config, view, 1).values.tolist() == [[5, 5]])
+        cache.disconnect()

@@ -30,6 +30,10 @@ class ServingPolicy(Record):
     max_batch_size: int = Field(default=256, ge=1)
     batch_wait_s: float = Field(default=0.0, ge=0)
     max_rows_per_request: int = Field(default=1000, ge=1)
+    feature_cache_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Rows of the online store stay in a replica's memory for so long; a write drops them."""
+    score_cache_rows: int = Field(default=0, ge=0)
+    """So many rows of features are kept with their scores: the same ones need no second run."""
 
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:

@@ -148,8 +148,8 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         # Ten looks a second are 3 % of a core more, and no deployment comes up sooner.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
-        # With the defaults a killed proxy is missed for 27 s. It is taken for dead once it has failed
-        # three looks; one look asks whether a process is there.
+        # With the defaults a killed proxy is missed for 27 s. It counts as dead after three looks
+        # that found none; a look asks whether a process is there.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.4",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "3",

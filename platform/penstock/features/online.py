@@ -21,6 +21,7 @@ from penstock.features import entity_keys
 from penstock.features.declarations import FeatureObjects, load_feature_objects
 from penstock.features.online_plan import FieldSpec, FieldType, ReadPlan, StoredPart
 from penstock.features.online_rows import NO_EVENT_US, ReadRows, RowStore
+from penstock.features.row_cache import CacheCounts, RowCache, WatchedStore
 from penstock.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,8 +88,14 @@ class OnlineReader:
         self._now_us = now_us
 
     @classmethod
-    def open(cls, settings: Settings, use_case: str, service: str) -> Self:
+    def open(cls, settings: Settings, use_case: str, service: str, *, cache_s: float = 0.0) -> Self:
         """Open the online store for a feature service as it is declared.
+
+        Args:
+            settings: where the store is.
+            use_case: which declares the service.
+            service: its name.
+            cache_s: rows may be kept in memory for so long, unless they are written before.
 
         Raises:
             NotFoundError: no such use case or service.
@@ -100,7 +107,14 @@ class OnlineReader:
 
         config = repo_config(settings)
         store = cast(RowStore, get_online_store_from_config(config.online_store))
+        if cache_s > 0:
+            store = cast(RowStore, RowCache(cast(WatchedStore, store), max_age_s=cache_s))
         return cls(config, store, load_feature_objects(settings, use_case), service)
+
+    @property
+    def cache_counts(self) -> CacheCounts | None:
+        """What a cache of rows counted; None: there is none."""
+        return self._store.counts if isinstance(self._store, RowCache) else None
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> OnlineRows:
         """Give the features of each row of a request.

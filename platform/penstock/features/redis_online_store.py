@@ -19,6 +19,8 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
 from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
+from redis import Redis
+from redis.exceptions import RedisError
 
 from penstock.features.online_rows import (
     NO_EVENT_US,
@@ -171,6 +173,10 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
         order = [unique[key] for key in keys]
         return ReadRows(event_us=event_us[order], values=values[order])
 
+    def watch(self, config: RepoConfig) -> "_KeyChanges":
+        """Let Redis say which keys are written."""
+        return _KeyChanges(self._get_client(config.online_store), config.project.encode())
+
     def mark_filled(self, config: RepoConfig, view: FeatureView) -> None:
         """Note, among the rows, that the view was written as a whole."""
         self._get_client(config.online_store).set(_filled_key(config, view), 1)
@@ -197,6 +203,57 @@ class GuardedRedisOnlineStore(RedisOnlineStore):
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+class _KeyChanges:
+    """Follows Redis' own notes of written keys: "Client-side caching", in broadcasting mode.
+
+    One connection asks for the notes and listens to them. Where it breaks, anything may have been
+    written until another one listens.
+    """
+
+    def __init__(self, client: Redis, project: bytes) -> None:
+        self._client = client
+        self._project = project
+        # redis-py types no connection.
+        self._connection: Any = None
+
+    def take(self) -> Sequence[bytes] | None:
+        """Give the entity keys of the notes that have come."""
+        written: list[bytes] = []
+        try:
+            if self._connection is None:
+                self._connection = self._listening()
+                return None
+            while self._connection.can_read(timeout=0):
+                _kind, _channel, keys = self._connection.read_response()
+                if keys is None:
+                    return None  # All of it was flushed; what else waits is read the next time.
+                written += (key.removesuffix(self._project) for key in keys)
+        except RedisError:
+            self.close()
+            return None
+        return written
+
+    def _listening(self) -> Any:
+        connection: Any = self._client.connection_pool.make_connection()
+        try:
+            connection.send_command("CLIENT", "ID")
+            own_id = connection.read_response()
+            connection.send_command("CLIENT", "TRACKING", "ON", "REDIRECT", own_id, "BCAST")
+            connection.read_response()
+            connection.send_command("SUBSCRIBE", "__redis__:invalidate")
+            connection.read_response()
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None
 
 
 def _view_name(config: RepoConfig, view: FeatureView) -> str:

@@ -110,6 +110,10 @@ class RowSqliteOnlineStore(OnlineStore):
             values[known] = block[:, 1:].astype(np.float64)
         return ReadRows(event_us=event_us, values=values)
 
+    def watch(self, config: RepoConfig) -> "_FileChanges":
+        """Look at whether the file is written."""
+        return _FileChanges(open_file(config))
+
     def mark_filled(self, config: RepoConfig, view: FeatureView) -> None:
         """Nothing to note: a table that is there has kept its rows."""
 
@@ -216,6 +220,27 @@ class RowSqliteOnlineStore(OnlineStore):
         if self._connection is None:
             self._connection = open_file(config)
         return self._connection
+
+
+class _FileChanges:
+    """Whether anybody committed to the file; SQLite does not say what."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        # Not the one that the store may write by, whose own commits it would not count.
+        self._connection = connection
+        self._version = self._read()
+
+    def _read(self) -> int:
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def take(self) -> Sequence[bytes] | None:
+        """Nothing was written, or anything may have been."""
+        before, self._version = self._version, self._read()
+        return () if before == self._version else None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
 
 
 def open_file(config: RepoConfig) -> sqlite3.Connection:

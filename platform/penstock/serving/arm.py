@@ -1,7 +1,7 @@
 """One version of a model, loaded: its features are read, its graph runs, its predictions logged."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from penstock.serving.prediction_log import (
 from penstock.serving.predictor import Predictor
 from penstock.serving.protocols import Protocols, Scored
 from penstock.serving.requests import RequestParser
+from penstock.serving.score_cache import ScoreCache
 from penstock.settings import Settings
 
 NO_SCORE = "no_score"
@@ -59,9 +60,18 @@ class Arm:
         self.digest = digest
         self._predictor = Predictor(package)
         self._predictor.check_golden_row()
+        policy = package.signature.serving
         self._reader = OnlineReader.open(
-            settings, package.signature.use_case, package.signature.feature_service
+            settings,
+            package.signature.use_case,
+            package.signature.feature_service,
+            cache_s=policy.feature_cache_s,
         )
+        self._predict: Callable[[np.ndarray], np.ndarray] = self._predictor.predict
+        caches = {"features": self._reader.cache_counts}
+        if policy.score_cache_rows:
+            self._predict = scores = ScoreCache(self._predictor.predict, policy.score_cache_rows)
+            caches["scores"] = scores.counts
         _check_same_features(package, self._reader)
         self.protocols = Protocols(
             model=package.signature.model,
@@ -81,6 +91,7 @@ class Arm:
             package.signature.model,
             self.version,
             take_num_unlogged=self._log.take_num_dropped if self._log else lambda: 0,
+            caches={name: counts for name, counts in caches.items() if counts is not None},
         )
 
     def close(self) -> None:
@@ -109,7 +120,7 @@ class Arm:
             if start:
                 yield
             looked_up = self._reader.read(rows[start : start + _ROWS_PER_STEP])
-            scores.append(self._predictor.predict(looked_up.values))
+            scores.append(self._predict(looked_up.values))
             missing += looked_up.missing
             found.append(looked_up)
         self.metrics.count_batch(len(requests), len(rows), found)

@@ -6,7 +6,8 @@ On a request's way something is appended to a list; four times a second the list
 import asyncio
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -16,6 +17,7 @@ from ray.serve import metrics
 
 from penstock.features.online import OnlineRows
 from penstock.features.online_rows import NO_EVENT_US
+from penstock.features.row_cache import CacheCounts
 
 _LATENCY_BOUNDARIES_MS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000, 5000)
 _BATCH_BOUNDARIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -75,7 +77,12 @@ class RequestMetrics:
     """Requests of one model version: codes, latency, batches, queue, features missing and old."""
 
     def __init__(
-        self, model: str, version: int, *, take_num_unlogged: Callable[[], int] = lambda: 0
+        self,
+        model: str,
+        version: int,
+        *,
+        take_num_unlogged: Callable[[], int] = lambda: 0,
+        caches: Mapping[str, CacheCounts] | None = None,
     ) -> None:
         """Register the series of this model version.
 
@@ -83,6 +90,7 @@ class RequestMetrics:
             model: its name.
             version: its number.
             take_num_unlogged: gives how many predictions the log had to leave out since last asked.
+            caches: what the replica's caches count, by name.
         """
         tags = {"model": model, "model_version": str(version)}
         self._requests = _counter(
@@ -136,6 +144,15 @@ class RequestMetrics:
             }.items()
         }
         self._take_num_unlogged = take_num_unlogged
+        self._caches = dict(caches or {})
+        self._told = {name: CacheCounts() for name in self._caches}
+        self._hits, self._misses = (
+            _counter(f"predict_cache_{kind}", tags, description, (*_KEYS, "cache"))
+            for kind, description in {
+                "hits": "Rows that a cache had.",
+                "misses": "Rows that a cache did not have.",
+            }.items()
+        )
         self._queue: dict[str, Callable[[], int]] = {}
         self._answered: list[int] = []
         self._latencies_s: list[float] = []
@@ -172,6 +189,7 @@ class RequestMetrics:
         num_unlogged = self._take_num_unlogged()
         if num_unlogged:
             self._unlogged.inc(num_unlogged)
+        self._tell_caches()
         for status, number in Tally(self._answered).items():
             self._requests.inc(number, tags={"code": str(status)})
         if self._latencies_s:
@@ -180,6 +198,17 @@ class RequestMetrics:
         self._latencies_s.clear()
         # The last answer leads here too, so an idle replica's queue does not stay as it was.
         self._sample()
+
+    def _tell_caches(self) -> None:
+        for name, counts in self._caches.items():
+            told, self._told[name] = self._told[name], replace(counts)
+            now = self._told[name]
+            for counter, number in (
+                (self._hits, now.num_hits - told.num_hits),
+                (self._misses, now.num_misses - told.num_misses),
+            ):
+                if number:
+                    counter.inc(number, tags={"cache": name})
 
     def _tell_batches(self, batches: Sequence[_Batch]) -> None:
         self._batches.inc(len(batches))

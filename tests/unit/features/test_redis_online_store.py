@@ -11,9 +11,12 @@ from online_stores import (
     feast_key,
     make_view,
     prepare,
+    read,
     write,
 )
 from penstock.features.redis_online_store import GuardedRedisOnlineStore
+from penstock.features.row_cache import RowCache
+from waiting import wait_for
 
 pytestmark = pytest.mark.servers
 
@@ -55,3 +58,21 @@ class TestGuardedRedisOnlineStore(OnlineStoreBehaviour):
         plain._client.close()
         assert at == START
         assert (found["num_rides"].int64_val, found["mean_km"].double_val) == (3, 3.0)
+
+    def test_a_cache_whose_connection_was_cut_gives_nothing_old(self, store, config, redis_server):
+        view = make_view("cut")
+        prepare(store, config, view)
+        write(store, config, view, 1, START_US, 1.0)
+        cache = RowCache(GuardedRedisOnlineStore(), max_age_s=600)
+        assert [read(cache, config, view, 1).values.tolist() for _ in range(2)] == [[[1, 1]]] * 2
+        client = store._get_client(config.online_store)
+        for listening in client.client_list(_type="pubsub"):
+            client.client_kill_filter(_id=listening["id"])
+        write(store, config, view, 1, START_US + 1, 5.0)
+        wait_for(lambda: read(cache, config, view, 1).values.tolist() == [[5, 5]])
+        write(store, config, view, 1, START_US + 2, 6.0)
+        wait_for(lambda: read(cache, config, view, 1).values.tolist() == [[6, 6]])
+        num_hits = cache.counts.num_hits
+        read(cache, config, view, 1)
+        assert cache.counts.num_hits == num_hits + 1
+        cache.disconnect()

@@ -8,6 +8,7 @@ from ray.serve import metrics as vendor
 
 from penstock.features.online import OnlineRows
 from penstock.features.online_rows import NO_EVENT_US
+from penstock.features.row_cache import CacheCounts
 from penstock.serving.metrics import RequestMetrics, TrialMetrics
 
 DAY_US = 86_400_000_000
@@ -119,6 +120,23 @@ def test_a_rollout_tells_its_share_and_each_failure_once(told: Counter):
         metrics.tell(share=share, num_failed=num_failed)
     assert told["penstock_rollout_failed_requests",] == 4
     assert told["penstock_rollout_share_ratio",] == 0
+
+
+def test_what_caches_had_and_had_not_is_told_once(told: Counter):
+    counts = CacheCounts(num_hits=5, num_misses=2)
+
+    async def answer() -> None:
+        metrics = RequestMetrics("m", 1, caches={"features": counts})
+        for _ in range(2):
+            metrics.count(200, 0.001)
+            await asyncio.sleep(0.35)
+        counts.num_hits += 3
+        metrics.count(200, 0.001)
+        await asyncio.sleep(0.35)
+
+    asyncio.run(answer())
+    assert told["penstock_predict_cache_hits", "features"] == 8
+    assert told["penstock_predict_cache_misses", "features"] == 2
 
 
 def test_where_all_is_refused_no_batch_is_told(told: Counter):
