@@ -253,11 +253,9 @@ def running(folder: Path, peer: str, options: dict[str, str]) -> Iterator[str]:
             try:
                 ask(url)
                 break
-            except urllib.error.HTTPError as refused:
-                if refused.code != 422:
-                    raise
-                break  # It takes other rows than these.
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                if getattr(error, "code", None) == 422:
+                    break  # It is there, and takes other rows than these.
                 if process.poll() is not None or time.monotonic() > deadline:
                     sys.exit(
                         f"{peer} did not start:\n{(folder / f'{peer}.log').read_text()[-3000:]}"

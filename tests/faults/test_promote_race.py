@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from bundles import add_version, empty_tracking_database, new_project
+from cases import some_slow
 from forks import forks
 from penstock.errors import BusyError
 from penstock.settings import Settings
 
 NUM_RACERS = 3
-NUM_RACES = 8
 
 
 def race(settings: Settings, own: tuple[int, int], guarded: bool, start: Any, pipe: Any) -> None:
@@ -101,13 +101,16 @@ def run_race(pipes: list[Any], champion: int) -> list[int]:
     return [version for version in results if version is not None]
 
 
-def test_of_several_promotions_at_once_exactly_one_wins_and_the_others_are_told(settings):
+@pytest.mark.parametrize("num_races", some_slow((8, 70), in_every_run={8}))
+def test_of_several_promotions_at_once_exactly_one_wins_and_the_others_are_told(
+    settings, num_races: int
+):
     from penstock.registry.versions import ModelRegistry
 
     registry = ModelRegistry(settings)
     line = [registry.aliases("spills")["champion"]]
     with racers(settings, guarded=True) as pipes:
-        for _ in range(NUM_RACES):
+        for _ in range(num_races):
             winners = run_race(pipes, line[-1])
             assert len(winners) == 1
             assert registry.aliases("spills")["champion"] == winners[0]
