@@ -17,6 +17,7 @@ import tritonclient.http as triton
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from asked_with_keys import MODEL, PREDICT, ROW, ROWS, ask, make, plain
 from http_requests import JSON, Reply, send
 from payments import USE_CASE
 from penstock.cluster.ingress import grpc_port
@@ -32,16 +33,7 @@ from waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
-MODEL = "asked_with_keys"
-ROW = {"CUSTOMER_ID": 1, "TERMINAL_ID": 2, "TX_DATETIME": "2024-04-20T10:00:00Z", "TX_AMOUNT": 12.5}
 LATER_ROW = {**ROW, "CUSTOMER_ID": 7, "TX_DATETIME": "2024-04-21T10:00:00Z"}
-ROWS = {
-    "CUSTOMER_ID": np.array([1, 2, 99_999]),
-    "TERMINAL_ID": np.array([2, 3, 4]),
-    "TX_DATETIME": np.array(["2024-04-20T10:00:00Z"] * 3, dtype=object),
-    "TX_AMOUNT": np.array([12.5, 300.0, 7.0]),
-}
-PREDICT = f"/v1/models/{MODEL}/predict"
 GUARDED = (
     ("POST", PREDICT),
     ("GET", f"/v1/models/{MODEL}"),
@@ -69,24 +61,6 @@ def guarded(
     finally:
         undeploy(mine, MODEL)
         server.start(project.settings)
-
-
-def ask(settings: Settings, token: str | None, path: str = PREDICT, method: str = "POST") -> Reply:
-    port = int(server.url(settings).rsplit(":", 1)[1])
-    headers = JSON if token is None else {**JSON, "Authorization": f"Bearer {token}"}
-    return send(port, path, json.dumps({"rows": [ROW]}), method=method, headers=headers)
-
-
-def plain(settings: Settings) -> list[dict]:
-    """What the plain protocol answers to ROWS."""
-    columns = (values.tolist() for values in ROWS.values())
-    rows = [dict(zip(ROWS, row, strict=True)) for row in zip(*columns, strict=True)]
-    token = api_keys.own_token(settings)
-    return predict(server.url(settings), MODEL, json.dumps(rows), token=token)["predictions"]
-
-
-def make(settings: Settings, *scopes: str) -> str:
-    return api_keys.create(settings, "tests", scopes, valid_for=None)[1]
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -324,12 +298,13 @@ class TestTritonOverGrpc:
 
     def test_killed_it_answers_again(self, client, headers, guarded):
         port = int(server.url(guarded).rsplit(":", 1)[1])
-        (listener,) = {
-            connection.pid
-            for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-            and connection.laddr == ("127.0.0.1", grpc_port(port))
-        }
+        found = [
+            (one.pid, one.laddr.ip)
+            for one in psutil.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == grpc_port(port)
+        ]
+        ((listener, address),) = set(found)
+        assert address in ("127.0.0.1", "::ffff:127.0.0.1")
         os.kill(listener, signal.SIGKILL)
         wait_for(lambda: not psutil.pid_exists(listener), timeout_s=10)
 

@@ -1,4 +1,4 @@
-"""Open Inference over gRPC: each call goes on as a request over HTTP to the ingress of this machine.
+"""Open Inference over gRPC: each call goes on over HTTP to the ingress of this machine.
 
 So keys, limits, batches, rollouts, retries and logs are those of HTTP. Listens on loopback alone.
 """
@@ -89,7 +89,6 @@ class Gateway:
         import aiohttp
 
         self._session = aiohttp.ClientSession(
-            self._url,
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
             auto_decompress=False,
@@ -144,7 +143,7 @@ class Gateway:
             code, words, retry_after = grpc.StatusCode.INTERNAL, "", None
             try:
                 request = messages()[request_name].FromString(message)
-                response = await handle(request, _Call(self._session, context))
+                response = await handle(request, _Call(self._session, self._url, context))
                 return bytes(response.SerializeToString())
             except DecodeError:
                 code, words = grpc.StatusCode.INVALID_ARGUMENT, f"this is no {request_name}"
@@ -169,8 +168,9 @@ class Gateway:
 class _Call:
     """One call: what of it goes on to the ingress."""
 
-    def __init__(self, session: Any, context: Any) -> None:
+    def __init__(self, session: Any, url: str, context: Any) -> None:
         self._session = session
+        self._url = url
         metadata = context.invocation_metadata() or ()
         self._headers = [(name, value) for name, value in metadata if name in _PASSED_ON]
         if not any(name == "x-request-id" for name, _ in self._headers):
@@ -216,8 +216,8 @@ class _Call:
         from yarl import URL
 
         try:
-            # Encoded already; else `..` in a model's name would be followed.
-            url = URL(path, encoded=True)
+            # Whole and encoded: of a relative one, `..` in a model's name would be followed.
+            url = URL(self._url + path, encoded=True)
             async with self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False
             ) as answer:
