@@ -4,7 +4,9 @@ turned out to be true, told by who asked."""
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -296,15 +298,46 @@ class TestTritonOverGrpc:
         many.set_data_from_numpy(np.array(["x" * guarded.serving.max_body_bytes], dtype=object))
         assert self.refused(client, headers, inputs=[many])[0] == "StatusCode.RESOURCE_EXHAUSTED"
 
-    def test_killed_it_answers_again(self, client, headers, guarded):
+    @staticmethod
+    def listeners(guarded: Settings) -> set[int]:
         port = int(server.url(guarded).rsplit(":", 1)[1])
         found = [
             (one.pid, one.laddr.ip)
             for one in psutil.net_connections("tcp")
             if one.status == psutil.CONN_LISTEN and one.laddr.port == grpc_port(port)
         ]
-        ((listener, address),) = set(found)
-        assert address in ("127.0.0.1", "::ffff:127.0.0.1")
+        assert {address for _, address in found} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+        return {pid for pid, _ in found}
+
+    @pytest.mark.slow
+    def test_a_redeploy_loses_no_call(self, client, headers, guarded):
+        (before,) = self.listeners(guarded)
+        otherwise = guarded.serving.model_copy(update={"require_key": False})
+        ended, answered = threading.Event(), []
+
+        def ask_on() -> int:
+            while not ended.is_set():
+                found = client.infer(MODEL, self.tensors(), headers=headers)
+                answered.append(len(found.as_numpy("score")))
+            return len(answered)
+
+        with ThreadPoolExecutor(1) as threads:
+            asking = threads.submit(ask_on)
+            try:
+                server.start(guarded.model_copy(update={"serving": otherwise}))
+                wait_for(lambda: not psutil.pid_exists(before), timeout_s=120)
+                wait_for(lambda: len(self.listeners(guarded)) == 1, timeout_s=60)
+                num_answered = len(answered)
+                wait_for(lambda: len(answered) > num_answered or asking.done())
+            finally:
+                ended.set()
+                server.start(guarded)
+            assert asking.result() > num_answered
+        assert set(answered) == {3}
+        wait_for(lambda: ask(guarded, None, "/healthz", "GET").status == 401, timeout_s=120)
+
+    def test_killed_it_answers_again(self, client, headers, guarded):
+        (listener,) = self.listeners(guarded)
         os.kill(listener, signal.SIGKILL)
         wait_for(lambda: not psutil.pid_exists(listener), timeout_s=10)
 

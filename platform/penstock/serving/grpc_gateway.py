@@ -98,9 +98,8 @@ class Gateway:
         self._server = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 1),
+                # gRPC holds to it while it unpacks a compressed message, too.
                 ("grpc.max_receive_message_length", self._max_body_bytes),
-                # Only uncompressed messages: the limit above counts the bytes before unpacking.
-                ("grpc.compression_enabled_algorithms_bitset", 1),
             ),
             maximum_concurrent_rpcs=_MAX_CALLS_AT_ONCE,
         )

@@ -173,7 +173,8 @@ class TestRefusals:
             error = await running.refused(
                 "ModelInfer", bomb, compression=grpc.Compression.Gzip, timeout=20
             )
-            assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "Decompressed" in error.details()
             assert running.ingress.requests == []
 
         run(work)
