@@ -15,7 +15,7 @@ CLUSTER = LocalCluster(
     metrics_url="http://127.0.0.1:8290/metrics",
     pid=1,
     token_path="/storage/ray_token",
-    temp_dir="/tmp/penstock-1a2b3c4d",
+    temp_dir="/storage/ray",
     ray_version="2.60.0",
     started_at=datetime(2026, 1, 1, tzinfo=UTC),
     processes=(),
