@@ -13,6 +13,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from penstock.handover import ServingPolicy
+from penstock.serving.grpc_gateway import GrpcDeployment
 from penstock.serving.replica import MAX_REQUESTS_IN_SERVE, Replica, ReplicaArguments
 from penstock.serving.root import Root
 from penstock.serving.trial import TrialArguments
@@ -43,6 +44,7 @@ class RootArguments(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    grpc: bool = False
     runtime_env: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -90,7 +92,8 @@ def build(arguments: OnlineArguments) -> Application:
 
 
 def build_root(arguments: RootArguments) -> Application:
-    """Build the application at `/`."""
+    """Build the application at `/`, and the gRPC gateway beside it where one is wanted."""
+    beside = [_build_grpc(arguments)] if arguments.grpc else []
     return serve.deployment(
         serve.ingress()(Root),
         name="root",
@@ -102,4 +105,25 @@ def build_root(arguments: RootArguments) -> Application:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=_LOGGING,
         ray_actor_options={"num_cpus": 0.1, "runtime_env": arguments.runtime_env},
+    ).bind(*beside)
+
+
+def _build_grpc(arguments: RootArguments) -> Application:
+    return serve.deployment(
+        GrpcDeployment,
+        name="grpc",
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        # How long a killed one may be missed.
+        health_check_period_s=1.0,
+        logging_config=_LOGGING,
+        ray_actor_options={
+            # Beside the ingress, which is reached by loopback; a head may have no CPU to give.
+            "num_cpus": 0,
+            "resources": {"node:__internal_head__": 0.001},
+            "runtime_env": arguments.runtime_env,
+        },
     ).bind()

@@ -86,6 +86,8 @@ class ServingSettings(Record):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1024, le=65535)
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    grpc: bool = False
+    """Whether the Open Inference Protocol is spoken over gRPC, too, on the fifth port behind."""
     require_key: bool = False
     """Whether every request must bear an API key."""
     api_key: SecretStr = SecretStr("")

@@ -2,17 +2,27 @@
 turned out to be true, told by who asked."""
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from asked_with_keys import MODEL, PREDICT, ROW, ROWS, ask, make, plain
 from http_requests import JSON, Reply, send
 from payments import USE_CASE
+from penstock.cluster.ingress import grpc_port
 from penstock.cluster.local import LocalCluster
 from penstock.monitoring.truth import predictions_with_truth
 from penstock.serving import api_keys, server
@@ -25,10 +35,7 @@ from waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
-MODEL = "asked_with_keys"
-ROW = {"CUSTOMER_ID": 1, "TERMINAL_ID": 2, "TX_DATETIME": "2024-04-20T10:00:00Z", "TX_AMOUNT": 12.5}
 LATER_ROW = {**ROW, "CUSTOMER_ID": 7, "TX_DATETIME": "2024-04-21T10:00:00Z"}
-PREDICT = f"/v1/models/{MODEL}/predict"
 GUARDED = (
     ("POST", PREDICT),
     ("GET", f"/v1/models/{MODEL}"),
@@ -44,7 +51,7 @@ def guarded(
 ) -> Iterator[Settings]:
     """A small real model behind keys, on the run's one Ray; without keys again afterwards."""
     open_to_all = prepare_on(project, tmp_path_factory.mktemp("keys"))
-    serving = open_to_all.serving.model_copy(update={"require_key": True})
+    serving = open_to_all.serving.model_copy(update={"require_key": True, "grpc": True})
     mine = open_to_all.model_copy(update={"serving": serving})
     run = train_small(mine, "run-1")
     # Of the declared name, for `penstock feedback ingest`; it is not deployed.
@@ -56,16 +63,6 @@ def guarded(
     finally:
         undeploy(mine, MODEL)
         server.start(project.settings)
-
-
-def ask(settings: Settings, token: str | None, path: str = PREDICT, method: str = "POST") -> Reply:
-    port = int(server.url(settings).rsplit(":", 1)[1])
-    headers = JSON if token is None else {**JSON, "Authorization": f"Bearer {token}"}
-    return send(port, path, json.dumps({"rows": [ROW]}), method=method, headers=headers)
-
-
-def make(settings: Settings, *scopes: str) -> str:
-    return api_keys.create(settings, "tests", scopes, valid_for=None)[1]
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -127,29 +124,15 @@ class TestTriton:
 
     @staticmethod
     def tensors(*, binary: bool) -> list[triton.InferInput]:
-        given = {
-            "CUSTOMER_ID": np.array([1, 2, 99_999]),
-            "TERMINAL_ID": np.array([2, 3, 4]),
-            "TX_DATETIME": np.array(["2024-04-20T10:00:00Z"] * 3, dtype=object),
-            "TX_AMOUNT": np.array([12.5, 300.0, 7.0]),
-        }
         made = []
-        for name, values in given.items():
+        for name, values in ROWS.items():
             made.append(triton.InferInput(name, [3], np_to_triton_dtype(values.dtype)))
             made[-1].set_data_from_numpy(values, binary_data=binary)
         return made
 
-    def plain(self, guarded: Settings) -> list[dict]:
-        rows = [
-            {**ROW, "CUSTOMER_ID": customer, "TERMINAL_ID": terminal, "TX_AMOUNT": amount}
-            for customer, terminal, amount in ((1, 2, 12.5), (2, 3, 300.0), (99_999, 4, 7.0))
-        ]
-        token = api_keys.own_token(guarded)
-        return predict(server.url(guarded), MODEL, json.dumps(rows), token=token)["predictions"]
-
     @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
     def test_it_gets_the_numbers_of_the_plain_protocol(self, client, headers, guarded, binary):
-        expected = self.plain(guarded)
+        expected = plain(guarded)
         names = ("score", "label", "num_missing_features", "prediction_id")
         outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
         found = client.infer(
@@ -192,6 +175,179 @@ class TestTriton:
             client.infer("nobody", inputs, headers=headers)
         with pytest.raises(InferenceServerException, match="send a valid key"):
             client.infer(MODEL, inputs)
+
+
+class TestTritonOverGrpc:
+    """The same by gRPC, through the same ingress."""
+
+    @pytest.fixture
+    def headers(self, guarded: Settings) -> dict[str, str]:
+        return {"authorization": f"Bearer {api_keys.own_token(guarded)}"}
+
+    @pytest.fixture
+    def client(self, guarded: Settings) -> Iterator[triton_grpc.InferenceServerClient]:
+        port = int(server.url(guarded).rsplit(":", 1)[1])
+        with triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc_port(port)}") as client:
+            yield client
+
+    @staticmethod
+    def tensors() -> list[triton_grpc.InferInput]:
+        made = []
+        for name, values in ROWS.items():
+            made.append(triton_grpc.InferInput(name, [3], np_to_triton_dtype(values.dtype)))
+            made[-1].set_data_from_numpy(values)
+        return made
+
+    def refused(self, client, headers, **call: Any) -> tuple[str, str]:
+        arguments = {"model_name": MODEL, "inputs": self.tensors(), "headers": headers} | call
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer(**arguments)
+        return caught.value.status(), caught.value.message()
+
+    def test_it_gets_the_numbers_of_the_plain_protocol(self, client, headers, guarded):
+        expected = plain(guarded)
+        sent = headers | {"x-request-id": "the-same"}
+        found = client.infer(MODEL, self.tensors(), headers=sent, request_id="7")
+        assert found.as_numpy("score").tolist() == [each["score"] for each in expected]
+        assert found.as_numpy("label").tolist() == [each["label"] for each in expected]
+        assert found.as_numpy("num_missing_features").tolist() == [
+            len(each["missing"]) for each in expected
+        ]
+        response = found.get_response()
+        assert (response.id, response.model_name, response.model_version) == ("7", MODEL, "1")
+        again = client.infer(MODEL, self.tensors(), headers=sent, request_id="7")
+        ids = [answer.as_numpy("prediction_id").tolist() for answer in (found, again)]
+        assert ids[0] == ids[1]
+        assert len(set(ids[0])) == 3
+
+    def test_values_by_type_are_answered_by_type(self, client, headers, guarded):
+        inputs = [tensor._get_tensor() for tensor in self.tensors()]
+        fields = {"INT64": "int64_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents"}
+        for tensor in inputs:
+            values = ROWS[tensor.name].tolist()
+            written = [v.encode() if isinstance(v, str) else v for v in values]
+            getattr(tensor.contents, fields[tensor.datatype]).extend(written)
+        request = service_pb2.ModelInferRequest(model_name=MODEL, model_version="1", inputs=inputs)
+        request.outputs.add(name="prediction_id")
+        request.outputs.add(name="score")
+        # The client's own stub: its `infer` knows raw contents alone.
+        response = client._client_stub.ModelInfer(request, metadata=tuple(headers.items()))
+        assert [output.name for output in response.outputs] == ["prediction_id", "score"]
+        scores = [each["score"] for each in plain(guarded)]
+        assert list(response.outputs[1].contents.fp64_contents) == scores
+        assert len(set(response.outputs[0].contents.bytes_contents)) == 3
+        assert not response.raw_output_contents
+
+    def test_only_the_outputs_asked_for_are_answered(self, client, headers):
+        outputs = [triton_grpc.InferRequestedOutput("label")]
+        found = client.infer(MODEL, self.tensors(), outputs=outputs, headers=headers)
+        assert [output.name for output in found.get_response().outputs] == ["label"]
+
+    def test_the_metadata_is_that_of_http(self, client, headers, guarded):
+        token = api_keys.own_token(guarded)
+        by_grpc = client.get_model_metadata(MODEL, headers=headers, as_json=True)
+        by_http = ask(guarded, token, f"/v2/models/{MODEL}", "GET").json
+        for side in ("inputs", "outputs"):
+            # protobuf writes whole numbers of 64 bits as texts.
+            for tensor in by_grpc[side]:
+                tensor["shape"] = [int(size) for size in tensor["shape"]]
+        assert by_grpc == by_http
+        by_grpc = client.get_server_metadata(headers=headers, as_json=True)
+        assert by_grpc == ask(guarded, token, "/v2", "GET").json
+
+    def test_it_asks_for_health(self, client, headers):
+        assert client.is_server_live(headers=headers)
+        assert client.is_server_ready(headers=headers)
+        assert client.is_model_ready(MODEL, headers=headers)
+        assert client.is_model_ready(MODEL, "1", headers=headers)
+        assert not client.is_model_ready(MODEL, "7", headers=headers)
+        assert not client.is_model_ready("nobody", headers=headers)
+
+    def test_a_refusal_has_its_code_and_its_words(self, client, headers, guarded):
+        found = self.refused(client, headers, inputs=self.tensors()[:2])
+        assert found == (
+            "StatusCode.INVALID_ARGUMENT",
+            "the field TX_DATETIME is missing ($.inputs[0])",
+        )
+        found = self.refused(client, headers, model_name="nobody")
+        assert found == ("StatusCode.NOT_FOUND", "no model named 'nobody' is served")
+        status, words = self.refused(client, headers, model_version="7")
+        assert (status, words[:9]) == ("StatusCode.NOT_FOUND", "version '")
+        for model in ("..", "a/b", "", "../healthz", f"{MODEL}/versions/1", "ä"):
+            assert self.refused(client, headers, model_name=model)[0] == "StatusCode.NOT_FOUND"
+        status, words = self.refused(client, {})
+        assert status == "StatusCode.UNAUTHENTICATED"
+        assert words.startswith("send a valid key")
+        other = {"x-api-key": make(guarded, "predict:another")}
+        wait_for(
+            lambda: self.refused(client, other)[0] == "StatusCode.PERMISSION_DENIED", timeout_s=10
+        )
+        with pytest.raises(InferenceServerException, match="send a valid key"):
+            client.get_model_metadata(MODEL)
+        with pytest.raises(InferenceServerException, match="send a valid key"):
+            client.is_server_live()
+
+    def test_a_deadline_reaches_the_replica(self, client, headers):
+        found = client.infer(MODEL, self.tensors(), headers=headers, client_timeout=60)
+        assert len(found.as_numpy("score")) == 3
+        status, _ = self.refused(client, headers, client_timeout=1e-6)
+        assert status == "StatusCode.DEADLINE_EXCEEDED"
+
+    def test_a_request_too_large_is_refused(self, client, headers, guarded):
+        many = triton_grpc.InferInput("TX_DATETIME", [1], "BYTES")
+        many.set_data_from_numpy(np.array(["x" * guarded.serving.max_body_bytes], dtype=object))
+        assert self.refused(client, headers, inputs=[many])[0] == "StatusCode.RESOURCE_EXHAUSTED"
+
+    @staticmethod
+    def listeners(guarded: Settings) -> set[int]:
+        port = int(server.url(guarded).rsplit(":", 1)[1])
+        found = [
+            (one.pid, one.laddr.ip)
+            for one in psutil.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == grpc_port(port)
+        ]
+        assert {address for _, address in found} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+        return {pid for pid, _ in found}
+
+    @pytest.mark.slow
+    def test_a_redeploy_loses_no_call(self, client, headers, guarded):
+        (before,) = self.listeners(guarded)
+        otherwise = guarded.serving.model_copy(update={"require_key": False})
+        ended, answered = threading.Event(), []
+
+        def ask_on() -> int:
+            while not ended.is_set():
+                found = client.infer(MODEL, self.tensors(), headers=headers)
+                answered.append(len(found.as_numpy("score")))
+            return len(answered)
+
+        with ThreadPoolExecutor(1) as threads:
+            asking = threads.submit(ask_on)
+            try:
+                server.start(guarded.model_copy(update={"serving": otherwise}))
+                wait_for(lambda: not psutil.pid_exists(before), timeout_s=120)
+                wait_for(lambda: len(self.listeners(guarded)) == 1, timeout_s=60)
+                num_answered = len(answered)
+                wait_for(lambda: len(answered) > num_answered or asking.done())
+            finally:
+                ended.set()
+                server.start(guarded)
+            assert asking.result() > num_answered
+        assert set(answered) == {3}
+        wait_for(lambda: ask(guarded, None, "/healthz", "GET").status == 401, timeout_s=120)
+
+    def test_killed_it_answers_again(self, client, headers, guarded):
+        (listener,) = self.listeners(guarded)
+        os.kill(listener, signal.SIGKILL)
+        wait_for(lambda: not psutil.pid_exists(listener), timeout_s=10)
+
+        def answers() -> bool:
+            try:
+                return client.is_server_live(headers=headers, client_timeout=1)
+            except InferenceServerException:
+                return False
+
+        wait_for(answers, timeout_s=60)
 
 
 def test_mlflows_clients_are_answered_too(guarded: Settings):

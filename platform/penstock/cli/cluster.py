@@ -42,7 +42,8 @@ def up(as_json: JsonFlag = False) -> None:
             cluster = local.up(settings)
         # Seconds that the first deploy need not wait for.
         local.run_beside(settings, "penstock.serving.server")
-    emit(cluster, as_json=as_json, render=lambda console: _render_cluster(console, cluster))
+    grpc = settings.serving.grpc
+    emit(cluster, as_json=as_json, render=lambda out: _render_cluster(out, cluster, grpc=grpc))
 
 
 def down(as_json: JsonFlag = False) -> None:
@@ -77,11 +78,12 @@ def doctor(as_json: JsonFlag = False) -> None:
         raise typer.Exit(1)
 
 
-def _render_cluster(console: "Console", cluster: "LocalCluster") -> None:
+def _render_cluster(console: "Console", cluster: "LocalCluster", *, grpc: bool) -> None:
     console.print(f"Ray {cluster.ray_version} is up")
     for name, value in (
         ("dashboard", cluster.dashboard_url),
         ("serving", f"{cluster.serving_url} (after a deploy)"),
+        *([("grpc", f"{cluster.grpc_address} (after a deploy)")] if grpc else []),
         ("metrics", cluster.metrics_url),
         ("token", cluster.token_path),
     ):

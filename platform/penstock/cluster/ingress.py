@@ -80,11 +80,17 @@ def ingress_ports(settings: Settings) -> dict[str, int]:
         "haproxy_metrics": first + 2,
         "fallback_http": first + 3,
         "fallback_grpc": first + 4,
+        "grpc": grpc_port(first),
         "replicas_from": first + 10,
         "replicas_to": first + 10 + _NUM_REPLICA_PORTS,
         "grpc_from": first + 10 + _NUM_REPLICA_PORTS,
         "grpc_to": first + 10 + 2 * _NUM_REPLICA_PORTS,
     }
+
+
+def grpc_port(serving_port: int) -> int:
+    """Name the loopback port of gRPC, where it is spoken."""
+    return serving_port + 5
 
 
 def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:

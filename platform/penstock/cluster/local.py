@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from penstock.cluster import ports, processes, tokens
-from penstock.cluster.ingress import serve_environment
+from penstock.cluster.ingress import grpc_port, serve_environment
 from penstock.cluster.loopback import WORKER_HOOK, WORKER_HOOK_VARIABLE
 from penstock.errors import ClusterError
 from penstock.locks import exclusive
@@ -26,8 +26,8 @@ _LOCK_WAIT_S = 120.0
 _ALIVE_TOLERANCE_S = 30.0
 # One level down, because Ray opens its temporary folder to everybody (0777).
 _RAYS_FOLDER = "r"
-_INGRESS_SPAN = 5
-"""Serve's HTTP port and the four that ingress.py derives from it by adding one."""
+_INGRESS_SPAN = 6
+"""Serve's HTTP port and the five that ingress.py derives from it by adding one."""
 
 # Without it Ray replaces the loopback address of a node by the machine's own, and GCS, raylet,
 # workers and agents listen on every interface. The name speaks of two other systems, but the
@@ -63,6 +63,11 @@ class LocalCluster(Record):
     def serving_port(self) -> int:
         """The port of Serve's HTTP ingress."""
         return int(self.serving_url.rsplit(":", 1)[1])
+
+    @property
+    def grpc_address(self) -> str:
+        """Where gRPC is spoken, if it is: host:port."""
+        return f"{HOST}:{grpc_port(self.serving_port)}"
 
 
 def cluster_id(settings: Settings) -> str:

@@ -36,8 +36,8 @@ _SILENT_NODES = b"ray_penstock_silent_nodes"
 class Root:
     """Answers health, metrics and the models; takes events and feedback; 404 for all else."""
 
-    def __init__(self) -> None:
-        """Prepare; nothing is loaded."""
+    def __init__(self, *_beside: object) -> None:
+        """Prepare; nothing is loaded. Serve starts what else it is built with."""
         self._applications: dict[str, str] = {}
         self._looked_at_s = float("-inf")
         settings = load_settings()

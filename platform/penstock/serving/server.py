@@ -24,6 +24,7 @@ from penstock.settings import Settings, load_settings
 _LOCK_WAIT_S = 180.0
 _ATTEMPTS = 3
 _REQUIRE_KEY_VARIABLE = "PENSTOCK_SERVING__REQUIRE_KEY"
+_GRPC_VARIABLE = "PENSTOCK_SERVING__GRPC"
 
 log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ def start(settings: Settings) -> None:
     """Start Serve and the application at `/` where they do not run yet; waits for neither app.
 
     The application is renewed where it runs another code, for it knows the declared tables, and
-    where it does not ask for keys as it should.
+    where it does not ask for keys or speak gRPC as it should.
 
     Raises:
         ClusterError: no Ray is up, or a Serve runs that was started to listen elsewhere.
@@ -59,7 +60,9 @@ def start(settings: Settings) -> None:
         if is_up and _what_matters(_root_runtime_env()) == _what_matters(wanted):
             return
         builders = load_builders(settings)
-        root = builders.build_root(builders.RootArguments(runtime_env=wanted))
+        root = builders.build_root(
+            builders.RootArguments(grpc=settings.serving.grpc, runtime_env=wanted)
+        )
         target = serve.RunTarget(target=root, name=ROOT_APP, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
 
@@ -69,14 +72,15 @@ def _root_runtime_env() -> dict[str, Any]:
     from ray.serve.context import _get_global_client
 
     client: Any = _get_global_client()
-    (root,) = client.get_serve_details()["applications"][ROOT_APP]["deployments"].values()
+    root = client.get_serve_details()["applications"][ROOT_APP]["deployments"]["root"]
     return dict(root["deployment_config"]["ray_actor_options"].get("runtime_env", {}))
 
 
-def _what_matters(runtime_env: dict[str, Any]) -> tuple[str, str | None]:
-    """The digest of the code, and whether keys are asked for."""
+def _what_matters(runtime_env: dict[str, Any]) -> tuple[str | None, ...]:
+    """The digest of the code, whether keys are asked for, and whether gRPC is spoken."""
     variables = runtime_env.get("env_vars", {})
-    return Path(runtime_env.get("working_dir", "")).name, variables.get(_REQUIRE_KEY_VARIABLE)
+    told = (variables.get(name) for name in (_REQUIRE_KEY_VARIABLE, _GRPC_VARIABLE))
+    return Path(runtime_env.get("working_dir", "")).name, *told
 
 
 def _lock_path(settings: Settings) -> Path:

@@ -98,8 +98,9 @@ def test_every_variable_is_one_that_this_ray_reads(environment: dict[str, str]):
 def test_no_port_is_given_twice():
     ports = ingress_ports(Settings())
     single = [ports[k] for k in ("http", "statistics", "haproxy_metrics", "fallback_http")]
-    assert len({*single, ports["fallback_grpc"]}) == 5
-    assert max(ports["fallback_grpc"], *single) < ports["replicas_from"]
+    single += [ports["fallback_grpc"], ports["grpc"]]
+    assert len(set(single)) == 6
+    assert max(single) < ports["replicas_from"]
     assert ports["replicas_to"] <= ports["grpc_from"] < ports["grpc_to"]
 
 

@@ -28,22 +28,27 @@ def test_a_project_without_serve_apps_is_told_so(tmp_path: Path):
         server.load_builders(Settings(project_root=tmp_path))
 
 
-def test_what_matters_of_the_root_application_is_its_code_and_whether_it_asks_for_keys(
+def test_what_matters_of_the_root_application_is_its_code_and_what_it_asks_for_and_speaks(
     monkeypatch: pytest.MonkeyPatch,
 ):
     import ray.serve.context
 
     def running(options: dict) -> SimpleNamespace:
-        deployments = {"root": {"deployment_config": {"ray_actor_options": options}}}
+        deployments = {
+            name: {"deployment_config": {"ray_actor_options": found}}
+            for name, found in (("grpc", {}), ("root", options))
+        }
         details = {"applications": {"penstock": {"deployments": deployments}}}
         return SimpleNamespace(get_serve_details=lambda: details)
 
     folder = "local:///storage/serving/code/1a2b"
     asks = {"PENSTOCK_SERVING__REQUIRE_KEY": "True", "PENSTOCK_PROFILE": "local"}
+    speaks = asks | {"PENSTOCK_SERVING__GRPC": "True"}
     for options, found in (
-        ({"runtime_env": {"working_dir": folder}}, ("1a2b", None)),
-        ({"runtime_env": {"working_dir": folder, "env_vars": asks}}, ("1a2b", "True")),
-        ({"num_cpus": 0.1}, ("", None)),
+        ({"runtime_env": {"working_dir": folder}}, ("1a2b", None, None)),
+        ({"runtime_env": {"working_dir": folder, "env_vars": asks}}, ("1a2b", "True", None)),
+        ({"runtime_env": {"working_dir": folder, "env_vars": speaks}}, ("1a2b", "True", "True")),
+        ({"num_cpus": 0.1}, ("", None, None)),
     ):
         monkeypatch.setattr(
             ray.serve.context, "_get_global_client", lambda options=options: running(options)
