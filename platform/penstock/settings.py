@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
+from penstock.access_settings import AccessSettings
 from penstock.errors import SettingsError
 from penstock.prices import CostSettings
 from penstock.records import Record
@@ -41,7 +42,6 @@ from penstock.settings_sections import (
 )
 
 Profile = Literal["local", "cluster"]
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _PREFIX = "PENSTOCK_"
 # Marks every process of a Ray that `penstock up` started, so that `down` stops those and no other.
 CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
@@ -49,8 +49,11 @@ CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
 REQUEST_ID_VARIABLE = "PENSTOCK_REQUEST_ID"
 # Tells a job, and whoever prepares its environment, that an earlier one of the request was lost.
 ATTEMPT_VARIABLE = "PENSTOCK_ATTEMPT"
+# Every process of a Ray whose ingress listens beyond loopback has it: no setting of a later deploy
+# opens such an ingress to callers without a key.
+PUBLIC_INGRESS_VARIABLE = "PENSTOCK_INGRESS_IS_PUBLIC"
 _VARIABLES_THAT_ARE_NO_SETTING = frozenset(
-    {CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE, ATTEMPT_VARIABLE}
+    {CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE, ATTEMPT_VARIABLE, PUBLIC_INGRESS_VARIABLE}
 )
 _SECRETS = frozenset(
     {
@@ -86,6 +89,7 @@ class Settings(BaseSettings):
     tracking: TrackingSettings = TrackingSettings()
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
+    access: AccessSettings = AccessSettings()
     cost: CostSettings = CostSettings()
     kafka: Mapping[str, SecretStr] = Field(default_factory=dict)
     """librdkafka's options, `bootstrap.servers` among them; empty: there is no Kafka."""
@@ -115,11 +119,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_whole(self) -> Self:
-        if self.serving.host not in LOOPBACK_HOSTS:
-            raise ValueError(
-                f"serving.host is {self.serving.host!r}, but answers carry no access control yet: "
-                f"only loopback is served ({', '.join(LOOPBACK_HOSTS)})"
-            )
+        self.serving.check_reach()
         if self.feature_store.online_store == "redis" and not self.redis_address:
             raise ValueError(
                 "feature_store.online_store is redis, so feature_store.redis is needed"
@@ -239,6 +239,11 @@ def inherited_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def ingress_is_public() -> bool:
+    """Say whether the ingress of this process's Ray listens beyond loopback."""
+    return PUBLIC_INGRESS_VARIABLE in os.environ
+
+
 def export_environment(variables: Mapping[str, str | None]) -> None:
     """Set variables that vendors read in this process; None removes one."""
     for name, value in variables.items():
@@ -328,7 +333,9 @@ def _variable(key: str) -> str:
 
 
 def _written(value: Any) -> str:
-    return json.dumps(dict(value)) if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

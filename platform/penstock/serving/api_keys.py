@@ -27,7 +27,7 @@ from penstock.files import write_whole
 from penstock.locks import exclusive
 from penstock.records import Record
 from penstock.serving.limits import RateLimit
-from penstock.settings import Settings
+from penstock.settings import Settings, ingress_is_public
 
 ADMIN = "admin"
 READ = "read"
@@ -195,7 +195,7 @@ class Gatekeeper:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Prepare; nothing is read where the settings ask for no key."""
-        self._is_open = not settings.serving.require_key
+        self._is_open = not settings.serving.require_key and not ingress_is_public()
         self._file = keys_file(settings)
         self._settings = settings
         self._clock = clock
