@@ -49,11 +49,8 @@ CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
 REQUEST_ID_VARIABLE = "PENSTOCK_REQUEST_ID"
 # Tells a job, and whoever prepares its environment, that an earlier one of the request was lost.
 ATTEMPT_VARIABLE = "PENSTOCK_ATTEMPT"
-# Every process of a Ray whose ingress listens beyond loopback has it: no setting of a later deploy
-# opens such an ingress to callers without a key.
-PUBLIC_INGRESS_VARIABLE = "PENSTOCK_INGRESS_IS_PUBLIC"
 _VARIABLES_THAT_ARE_NO_SETTING = frozenset(
-    {CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE, ATTEMPT_VARIABLE, PUBLIC_INGRESS_VARIABLE}
+    {CLUSTER_ID_VARIABLE, REQUEST_ID_VARIABLE, ATTEMPT_VARIABLE}
 )
 _SECRETS = frozenset(
     {
@@ -65,7 +62,11 @@ _SECRETS = frozenset(
     }
 )
 # What each side has for itself: no secret travels, and no port or path of one machine.
-_NOT_FOR_JOBS = _SECRETS | {"project_root", "serving.port", "actor"}
+_INGRESS = ("serving.host", *(f"serving.tls.{name}" for name in ("certificate", "key", "port")))
+_NOT_FOR_JOBS = _SECRETS | {
+    *("project_root", "serving.port", "actor", "serving.tls.ca"),
+    *_INGRESS,
+}
 
 
 class Settings(BaseSettings):
@@ -214,6 +215,16 @@ class Settings(BaseSettings):
             _variable("storage.root"): str(self.storage_path),
         }
 
+    def ingress_environment(self) -> dict[str, str]:
+        """What every process of a Ray must be told whose ingress speaks TLS; no job says otherwise.
+
+        A replica that is to answer beyond loopback without keys finds its settings refused.
+        """
+        if not self.serving.tls.is_on:
+            return {}
+        keys = (*_INGRESS, "serving.require_key", "serving.public_names")
+        return {_variable(key): _written(attrgetter(key)(self)) for key in keys}
+
     def job_environment(self) -> dict[str, str]:
         """What a submitted job must be told, so that it runs under the settings of its command.
 
@@ -237,11 +248,6 @@ class Settings(BaseSettings):
 def inherited_environment() -> dict[str, str]:
     """Copy the environment of this process, for a child to start from."""
     return dict(os.environ)
-
-
-def ingress_is_public() -> bool:
-    """Say whether the ingress of this process's Ray listens beyond loopback."""
-    return PUBLIC_INGRESS_VARIABLE in os.environ
 
 
 def export_environment(variables: Mapping[str, str | None]) -> None:

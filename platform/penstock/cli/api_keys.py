@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.access_settings import Role
 from penstock.cli.output import JsonFlag, emit
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ def register(app: typer.Typer) -> None:
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
     scope: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="predict:MODEL, push:TABLE (* for all), feedback, read, admin; repeatable."
         ),
-    ],
+    ] = None,
+    role: Annotated[
+        Role | None,
+        typer.Option(help="The scopes of this role, as they are now; beside those of --scope."),
+    ] = None,
     days: Annotated[
         int | None, typer.Option(min=1, help="So long it opens; without it, until it is revoked.")
     ] = None,
@@ -42,13 +47,15 @@ def create(
     """Make a key and show it, once: only a hash of it is kept."""
     from datetime import timedelta
 
+    from penstock.roles import SCOPES
     from penstock.serving import api_keys as room
     from penstock.settings import load_settings
 
     settings = load_settings()
+    scopes = [*(SCOPES[role] if role else ()), *(scope or ())]
     valid_for = None if days is None else timedelta(days=days)
     key, token = room.create(
-        settings, name, scope, valid_for=valid_for, max_requests_per_s=max_rate
+        settings, name, scopes, valid_for=valid_for, max_requests_per_s=max_rate
     )
 
     def render(console: "Console") -> None:

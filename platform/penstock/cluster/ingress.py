@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penstock.cluster import tls
 from penstock.errors import ClusterError
-from penstock.settings import PUBLIC_INGRESS_VARIABLE, Settings
+from penstock.settings import Settings
 
 # HAProxy answers these by itself: a request that never ends, and a moment without a live replica.
 # Serve's template gives HTML, or turns all of them into a 500. (What is no HTTP at all gets a 400
@@ -130,9 +130,8 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
     wrapper = _write_wrapper(folder, settings)
     ports = ingress_ports(settings)
     _check_tls_port(settings, ports)
-    public = {PUBLIC_INGRESS_VARIABLE: "1"} if settings.serving.is_public else {}
     return {
-        **public,
+        **settings.ingress_environment(),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",

@@ -27,8 +27,9 @@ from penstock.errors import IntegrityError, RequestError, UserError, unknown_nam
 from penstock.files import write_whole
 from penstock.locks import exclusive
 from penstock.records import Record
+from penstock.roles import check_may
 from penstock.serving.limits import RateLimit
-from penstock.settings import Settings, ingress_is_public
+from penstock.settings import Settings
 
 ADMIN = "admin"
 READ = "read"
@@ -98,7 +99,22 @@ def create(
 
     Raises:
         UserError: a name or a scope that cannot be one.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "manage keys")
+    return _create(
+        settings, name, scopes, valid_for=valid_for, max_requests_per_s=max_requests_per_s
+    )
+
+
+def _create(
+    settings: Settings,
+    name: str,
+    scopes: Sequence[str],
+    *,
+    valid_for: timedelta | None = None,
+    max_requests_per_s: float | None = None,
+) -> tuple[ApiKey, str]:
     if not _NAME.fullmatch(name):
         raise UserError(
             f"a key cannot be named {name!r}",
@@ -130,7 +146,9 @@ def revoke(settings: Settings, key_id: str) -> ApiKey:
 
     Raises:
         NotFoundError: there is no such key; the nearest is offered.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "manage keys")
     with _locked(settings):
         keys = {key.id: key for key in list_keys(settings)}
         if key_id not in keys:
@@ -156,7 +174,8 @@ def own_token(settings: Settings) -> str:
     # Two first users must not leave a key that opens all and that nobody knows.
     with _locked(settings, "own-token"):
         if not file.exists():
-            _, token = create(settings, "penstock itself", [ADMIN], valid_for=None)
+            # Whoever acts: it shows nothing to people, and deploys wait by it.
+            _, token = _create(settings, "penstock itself", [ADMIN])
             write_whole(file, token.encode(), mode=0o600)
         return file.read_text()
 
@@ -196,7 +215,7 @@ class Gatekeeper:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Prepare; nothing is read where the settings ask for no key."""
-        self._is_open = not settings.serving.require_key and not ingress_is_public()
+        self._is_open = not settings.serving.require_key
         self._file = keys_file(settings)
         self._settings = settings
         self._clock = clock
@@ -244,9 +263,7 @@ class Gatekeeper:
             raise RequestError(401, "unauthorized", f"this key is {state}")
         return self._let_in(key.id, key.scopes, wanted, key.max_requests_per_s)
 
-    def _let_in(
-        self, key_id: str, scopes: Sequence[str], wanted: str, per_s: float | None
-    ) -> str:
+    def _let_in(self, key_id: str, scopes: Sequence[str], wanted: str, per_s: float | None) -> str:
         if not allows(scopes, wanted):
             raise RequestError(403, "forbidden", f"this key does not open {wanted}")
         if per_s is not None:

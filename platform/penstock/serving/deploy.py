@@ -18,6 +18,7 @@ from penstock.serving.client import example_body
 from penstock.serving.code import freeze_code
 from penstock.serving.deployments import Deployment, deployment_path, find_deployment
 from penstock.serving.http import ROOT_APP
+from penstock.roles import check_may
 from penstock.settings import Settings
 
 __all__ = ["Deployment", "deploy", "deployment_path", "find_deployment", "undeploy"]
@@ -87,7 +88,9 @@ def held(settings: Settings, model: str) -> Iterator[None]:
     Raises:
         BusyError: another process does.
         UserError: the name is the root application's.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "deploy")
     if model == ROOT_APP:
         raise UserError(f"a model named {ROOT_APP!r} can't be served: the root application has it")
     with exclusive(lock_path(settings, model), what=f"deploying {model}"):

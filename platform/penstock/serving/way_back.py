@@ -10,6 +10,7 @@ from penstock.registry.versions import resolve
 from penstock.serving import deployments, rollout_files
 from penstock.serving.deploy import deploy, lock_path
 from penstock.serving.deployments import Deployment
+from penstock.roles import check_may
 from penstock.settings import Settings
 
 _WAIT_FOR_BACK_S = 240.0
@@ -30,7 +31,9 @@ def roll_back(settings: Settings, model: str, *, reason: str, report: Report) ->
         NotFoundError: nothing is served, or nothing served before.
         BusyError: a plain deploy is under way.
         ClusterError: the way back does not come up.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "deploy")
     if is_held(lock_path(settings, model)):
         return _ask_for_way_back(settings, model, reason, report)
     left = rollout_files.find(settings, model)

@@ -109,7 +109,9 @@ class TestVerification:
         assert door.status(f"{head}.{claims}.") == 401
 
     def test_a_token_without_a_signature_is_refused(self, door: Door):
-        unsigned = jwt.encode(jwt.decode(token(), options={"verify_signature": False}), None, "none")
+        unsigned = jwt.encode(
+            jwt.decode(token(), options={"verify_signature": False}), None, "none"
+        )
         assert door.status(unsigned) == 401
 
     @pytest.mark.parametrize(("kid", "algorithm"), [("a", "ES256"), ("r", "RS256")])

@@ -53,7 +53,9 @@ class TestReadKeySet:
         [{"use": "enc"}, {"alg": "RS512"}, {"kid": None}, {"crv": "P-521"}, {"kty": "oct2", "crv": None}],
     )  # fmt: skip
     def test_a_key_for_something_else_is_left_out(self, change: dict):
-        assert set(read_key_set(published({**jwk("a"), **change}, jwk("b"))).keys) == {("b", "ES256")}
+        assert set(read_key_set(published({**jwk("a"), **change}, jwk("b"))).keys) == {
+            ("b", "ES256")
+        }
 
     def test_a_short_rsa_key_is_left_out(self):
         import jwt
