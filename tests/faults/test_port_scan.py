@@ -99,9 +99,7 @@ class Public:
 
 
 @pytest.fixture(scope="module")
-def public(
-    stranger: Outsider, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Public]:
+def public(stranger: Outsider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Public]:
     folder = tmp_path_factory.mktemp("public")
     certificate, key = write_certificate(folder, [NAME, stranger.host])
     with running_issuer(jwk("a")) as issuer, socket.create_server(("127.0.0.1", 0)) as held:
@@ -196,7 +194,11 @@ def test_a_project_that_asks_for_no_key_does_not_open_it(public: Public):
     from penstock.serving import server
 
     serving = public.settings.serving.model_copy(
-        update={"require_key": False, "host": "127.0.0.1", "tls": type(public.settings.serving.tls)()}
+        update={
+            "require_key": False,
+            "host": "127.0.0.1",
+            "tls": type(public.settings.serving.tls)(),
+        }
     )
     with pytest.raises(ClusterError, match="was started with TLS"):
         server.start(public.settings.model_copy(update={"serving": serving}))
@@ -244,6 +246,8 @@ def test_without_the_mended_configuration_more_is_found(public: Public, stranger
     statistics = public.cluster.serving_port + 1
     assert found >= {public.port, statistics, statistics + 1}
     wait_for(
-        lambda: stranger.ask(public.port, ["/-/healthz"], ca=public.ca, name=NAME)
-        == {"/-/healthz": 200}
+        lambda: (
+            stranger.ask(public.port, ["/-/healthz"], ca=public.ca, name=NAME)
+            == {"/-/healthz": 200}
+        )
     )

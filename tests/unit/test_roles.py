@@ -51,7 +51,9 @@ def test_who_may_not_is_told_who_may(tmp_path: Path):
     access = AccessSettings(roles={"alice": "operator", "bob": "approver"})
     alice = Settings(project_root=tmp_path, access=access, actor="alice@laptop")
     check_may(alice, "deploy")
-    with pytest.raises(ForbiddenError, match=r"alice@laptop is operator.*may not approve") as caught:
+    with pytest.raises(
+        ForbiddenError, match=r"alice@laptop is operator.*may not approve"
+    ) as caught:
         check_may(alice, "approve")
     assert caught.value.exit_code == 77
     assert "approver or admin" in str(caught.value)

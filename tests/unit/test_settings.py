@@ -109,7 +109,9 @@ class TestLoadSettings:
         with pytest.raises(SettingsError, match=why):
             load_settings()
 
-    @pytest.mark.parametrize("name", ["Models.Example", "a b", "models.example:8443", "", "-x", "::1"])
+    @pytest.mark.parametrize(
+        "name", ["Models.Example", "a b", "models.example:8443", "", "-x", "::1"]
+    )
     def test_what_no_client_sends_as_host_is_no_public_name(self, project: Path, name: str):
         write(project, f"serving.require_key = true\nserving.public_names = ['{name}']")
         with pytest.raises(SettingsError, match="DNS names"):

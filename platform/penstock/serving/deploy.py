@@ -12,13 +12,13 @@ from penstock.locks import exclusive
 from penstock.logs import redact
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
+from penstock.roles import check_may
 from penstock.serving import application, deployments, rollout_files, server
 from penstock.serving.api_keys import own_token
 from penstock.serving.client import example_body
 from penstock.serving.code import freeze_code
 from penstock.serving.deployments import Deployment, deployment_path, find_deployment
 from penstock.serving.http import ROOT_APP
-from penstock.roles import check_may
 from penstock.settings import Settings
 
 __all__ = ["Deployment", "deploy", "deployment_path", "find_deployment", "undeploy"]

@@ -7,10 +7,10 @@ from penstock import audit
 from penstock.errors import BusyError, NotFoundError
 from penstock.locks import is_held
 from penstock.registry.versions import resolve
+from penstock.roles import check_may
 from penstock.serving import deployments, rollout_files
 from penstock.serving.deploy import deploy, lock_path
 from penstock.serving.deployments import Deployment
-from penstock.roles import check_may
 from penstock.settings import Settings
 
 _WAIT_FOR_BACK_S = 240.0
