@@ -1,4 +1,5 @@
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,9 @@ import pytest
 import penstock
 from penstock.access_settings import AccessSettings
 from penstock.errors import ForbiddenError
+from penstock.registry import approval, key_ring, promotion
 from penstock.roles import ACTIONS, ROLES, SCOPES, check_may, role_of
+from penstock.serving import api_keys, deploy, way_back
 from penstock.serving.api_keys import _SCOPE
 from penstock.settings import Settings
 
@@ -57,3 +60,36 @@ def test_who_may_not_is_told_who_may(tmp_path: Path):
         check_may(alice, "approve")
     assert caught.value.exit_code == 77
     assert "approver or admin" in str(caught.value)
+
+
+VIEWER = AccessSettings(roles={"alice": "viewer"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mine: promotion.promote(mine, "spills", 1, expected=None),
+        lambda mine: promotion.rollback(mine, "spills", expected=None, reason="none"),
+        lambda mine: approval.approve(mine, "spills", 1, reason="none"),
+        lambda mine: key_ring.rotate(mine),
+        lambda mine: key_ring.trust(mine, Path("none")),
+        lambda mine: key_ring.distrust(mine, "none"),
+        lambda mine: deploy.held(mine, "spills").__enter__(),
+        lambda mine: deploy.undeploy(mine, "spills"),
+        lambda mine: way_back.roll_back(mine, "spills", reason="none", report=print),
+        lambda mine: api_keys.create(mine, "shop", ["admin"], valid_for=None),
+        lambda mine: api_keys.revoke(mine, "none"),
+    ],
+)
+def test_who_may_not_changes_nothing(tmp_path: Path, change: Callable[[Settings], object]):
+    mine = Settings(project_root=tmp_path, access=VIEWER, actor="alice")
+    with pytest.raises(ForbiddenError):
+        change(mine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deploy_of_an_operator_has_its_own_key_all_the_same(tmp_path: Path):
+    mine = Settings(
+        project_root=tmp_path, access=VIEWER, actor="alice", serving={"require_key": True}
+    )
+    assert api_keys.own_token(mine)
