@@ -20,6 +20,7 @@ from penstock.serving import api_keys
 from penstock.serving.deploy import deploy
 from penstock.settings import Settings
 from projects import Project
+from servers import need_iproute2
 from small_model import prepare, seal_as, train_small
 from waiting import wait_for
 
@@ -46,6 +47,7 @@ BAD_KEYS = ({"X-Api-Key": "a.b"}, {"Authorization": "Bearer a.b.c"}, {"Authoriza
 
 @pytest.fixture(scope="module")
 def stranger() -> Iterator[Outsider]:
+    need_iproute2()
     try:
         with outsider() as made:
             yield made
