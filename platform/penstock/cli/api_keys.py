@@ -1,10 +1,10 @@
 """`penstock api-keys`: who may ask the served models, and for what."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.access_settings import Role
 from penstock.cli.output import JsonFlag, emit
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ def create(
         ),
     ] = None,
     role: Annotated[
-        Role | None,
-        typer.Option(help="The scopes of this role, as they are now; beside those of --scope."),
+        str | None,
+        typer.Option(
+            help="The scopes of viewer, data_scientist, approver, operator or admin, as they are "
+            "now; beside those of --scope."
+        ),
     ] = None,
     days: Annotated[
         int | None, typer.Option(min=1, help="So long it opens; without it, until it is revoked.")
@@ -47,12 +50,16 @@ def create(
     """Make a key and show it, once: only a hash of it is kept."""
     from datetime import timedelta
 
+    from penstock.errors import unknown_name
     from penstock.roles import SCOPES
     from penstock.serving import api_keys as room
     from penstock.settings import load_settings
 
     settings = load_settings()
-    scopes = [*(SCOPES[role] if role else ()), *(scope or ())]
+    by_role: Mapping[str, Sequence[str]] = SCOPES
+    if role is not None and role not in by_role:
+        raise unknown_name("role", role, by_role)
+    scopes = [*(by_role[role] if role else ()), *(scope or ())]
     valid_for = None if days is None else timedelta(days=days)
     key, token = room.create(
         settings, name, scopes, valid_for=valid_for, max_requests_per_s=max_rate

@@ -45,6 +45,12 @@ def test_a_key_that_opens_nothing_is_refused(project: Project):
     assert "no scope" in done.stderr
 
 
+def test_a_role_that_is_none_is_told_the_nearest(project: Project):
+    done = project.run("api-keys", "create", "shop", "--role", "operators")
+    assert done.code == 2
+    assert "did you mean 'operator'?" in done.stderr
+
+
 def test_who_may_not_make_keys_is_told_who_may(project: Project):
     roles = {"PENSTOCK_ACCESS__ROLES": '{"alice": "operator"}', "PENSTOCK_ACTOR": "alice@laptop"}
     done = project.run("api-keys", "create", "shop", "--scope", "read", **roles)
