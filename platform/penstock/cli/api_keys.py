@@ -1,6 +1,5 @@
 """`penstock api-keys`: who may ask the served models, and for what."""
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,7 +55,7 @@ def create(
     from penstock.settings import load_settings
 
     settings = load_settings()
-    by_role: Mapping[str, Sequence[str]] = SCOPES
+    by_role = {str(name): opened for name, opened in SCOPES.items()}
     if role is not None and role not in by_role:
         raise unknown_name("role", role, by_role)
     scopes = [*(by_role[role] if role else ()), *(scope or ())]
