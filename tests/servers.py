@@ -28,7 +28,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 
 _START_TIMEOUT_S = 30.0
-_PACKAGES = ("postgresql", "redis-server")
+_PACKAGES = ("postgresql", "redis-server", "iproute2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +290,11 @@ def prometheus_programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
     if program is None or tool is None:
         pytest.fail("prometheus not found; as root: apt-get install prometheus")
     return program, tool
+
+
+def need_iproute2() -> None:
+    """Have `ip`, which makes network namespaces."""
+    _need("ip")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ PenstockError            1   something of ours, or of a part we stand on, failed
 │   ├── TrainingDataError 2  the training set cannot be trained on
 │   └── RequestError     2   an HTTP request is refused; carries its status and path
 ├── GateRefusedError     3   a policy looked at the evidence and said no
+├── ForbiddenError      77   who acts has a role that may not do this
 └── BusyError           75   somebody else holds what this command needs; try again
 """
 
@@ -130,6 +131,12 @@ class GateRefusedError(PenstockError):
     """A policy looked at the evidence and said no."""
 
     exit_code = 3
+
+
+class ForbiddenError(PenstockError):
+    """Who acts has a role that may not do this."""
+
+    exit_code = 77
 
 
 class BusyError(PenstockError):

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as UnreadableVariableError
 
+from penstock.access_settings import AccessSettings
 from penstock.errors import SettingsError
 from penstock.prices import CostSettings
 from penstock.records import Record
@@ -41,7 +42,6 @@ from penstock.settings_sections import (
 )
 
 Profile = Literal["local", "cluster"]
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _PREFIX = "PENSTOCK_"
 # Marks every process of a Ray that `penstock up` started, so that `down` stops those and no other.
 CLUSTER_ID_VARIABLE = "PENSTOCK_CLUSTER_ID"
@@ -62,7 +62,11 @@ _SECRETS = frozenset(
     }
 )
 # What each side has for itself: no secret travels, and no port or path of one machine.
-_NOT_FOR_JOBS = _SECRETS | {"project_root", "serving.port", "actor"}
+_INGRESS = ("serving.host", *(f"serving.tls.{name}" for name in ("certificate", "key", "port")))
+_NOT_FOR_JOBS = _SECRETS | {
+    *("project_root", "serving.port", "actor", "serving.tls.ca"),
+    *_INGRESS,
+}
 
 
 class Settings(BaseSettings):
@@ -86,6 +90,7 @@ class Settings(BaseSettings):
     tracking: TrackingSettings = TrackingSettings()
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
+    access: AccessSettings = AccessSettings()
     cost: CostSettings = CostSettings()
     kafka: Mapping[str, SecretStr] = Field(default_factory=dict)
     """librdkafka's options, `bootstrap.servers` among them; empty: there is no Kafka."""
@@ -115,11 +120,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_whole(self) -> Self:
-        if self.serving.host not in LOOPBACK_HOSTS:
-            raise ValueError(
-                f"serving.host is {self.serving.host!r}, but answers carry no access control yet: "
-                f"only loopback is served ({', '.join(LOOPBACK_HOSTS)})"
-            )
+        self.serving.check_reach()
         if self.feature_store.online_store == "redis" and not self.redis_address:
             raise ValueError(
                 "feature_store.online_store is redis, so feature_store.redis is needed"
@@ -213,6 +214,16 @@ class Settings(BaseSettings):
             _variable("profile"): self.profile,
             _variable("storage.root"): str(self.storage_path),
         }
+
+    def ingress_environment(self) -> dict[str, str]:
+        """What every process of a Ray must be told whose ingress speaks TLS; no job says otherwise.
+
+        A replica that is to answer beyond loopback without keys finds its settings refused.
+        """
+        if not self.serving.tls.is_on:
+            return {}
+        keys = (*_INGRESS, "serving.require_key", "serving.public_names")
+        return {_variable(key): _written(attrgetter(key)(self)) for key in keys}
 
     def job_environment(self) -> dict[str, str]:
         """What a submitted job must be told, so that it runs under the settings of its command.
@@ -328,7 +339,9 @@ def _variable(key: str) -> str:
 
 
 def _written(value: Any) -> str:
-    return json.dumps(dict(value)) if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

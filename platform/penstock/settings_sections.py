@@ -6,6 +6,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from penstock.access_settings import (
+    LOOPBACK_HOSTS,
+    JwtSettings,
+    TlsSettings,
+    is_address,
+    is_public_name,
+)
 from penstock.records import Record
 
 _REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d+(,[^\s,:=@/]+:\d+)*(,\w+=[^,]*)*")
@@ -84,15 +91,64 @@ class ServingSettings(Record):
     """Serve's HTTP ingress."""
 
     host: str = "127.0.0.1"
+    """The address where TLS is spoken; plain HTTP is spoken on loopback alone."""
     port: int = Field(default=8000, ge=1024, le=65535)
+    tls: TlsSettings = TlsSettings()
+    public_names: tuple[str, ...] = ()
+    """Names and addresses that requests may be sent to, beside those of loopback."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     grpc: bool = False
     """Whether the Open Inference Protocol is spoken over gRPC, too, on the fifth port behind."""
     require_key: bool = False
-    """Whether every request must bear an API key."""
+    """Whether every request must bear an API key, or a token of `jwt`."""
+    jwt: JwtSettings = JwtSettings()
     api_key: SecretStr = SecretStr("")
     """What commands send where keys are asked for; empty: their own, which the storage has."""
     log_predictions: bool = True
     """Whether replicas log each prediction with the features that it was made from."""
     prediction_log_bytes: int = Field(default=4 << 30, ge=1 << 20)
     """What one replica's log may hold before it is collected; then predictions are left out."""
+
+    @property
+    def is_public(self) -> bool:
+        """Whether more than this machine can reach it."""
+        return self.host not in LOOPBACK_HOSTS
+
+    @property
+    def plain_host(self) -> str:
+        """The loopback address where Serve itself listens."""
+        return "127.0.0.1" if self.is_public else self.host
+
+    def check_reach(self) -> None:
+        """Refuse what would let somebody in whom nobody asks for a key.
+
+        Raises:
+            ValueError: says what is missing.
+        """
+        wrong = [name for name in self.public_names if not is_public_name(name)]
+        if wrong:
+            raise ValueError(
+                f"serving.public_names has {wrong[0]!r}; Allowed: DNS names in small letters and "
+                "IP addresses, without a port"
+            )
+        if self.public_names and not self.require_key:
+            raise ValueError("serving.public_names needs serving.require_key = true")
+        if self.jwt.issuer is not None and not self.require_key:
+            raise ValueError("serving.jwt needs serving.require_key = true")
+        if self.tls.is_on and self.tls.port == self.port:
+            raise ValueError(f"serving.tls.port and serving.port are both {self.port}")
+        if not self.is_public:
+            return
+        if not is_address(self.host):
+            raise ValueError(f"serving.host is {self.host!r}; Allowed: localhost or an IP address")
+        missing = {
+            "serving.require_key = true": not self.require_key,
+            "serving.tls.certificate and serving.tls.key": not self.tls.is_on,
+            "serving.public_names": not self.public_names,
+        }
+        if any(missing.values()):
+            needed = [name for name, is_missing in missing.items() if is_missing]
+            raise ValueError(
+                f"serving.host is {self.host!r}: beyond loopback nobody is served without TLS and "
+                f"a key. Missing: {', '.join(needed)}"
+            )

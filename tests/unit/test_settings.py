@@ -61,7 +61,80 @@ class TestLoadSettings:
 
     def test_refuses_to_listen_beyond_loopback(self, project: Path):
         write(project, "serving.host = '0.0.0.0'")
-        with pytest.raises(SettingsError, match="only loopback"):
+        with pytest.raises(SettingsError, match=r"beyond loopback.*require_key.*tls.*public_names"):
+            load_settings()
+
+    @pytest.mark.parametrize("missing", ["require_key", "tls", "public_names"])
+    def test_beyond_loopback_it_takes_all_of_keys_tls_and_names(self, project: Path, missing: str):
+        given = {
+            "require_key": "true",
+            "tls": '{certificate = "/c.pem", key = "/k.pem"}',
+            "public_names": '["models.example", "10.0.0.5"]',
+        }
+
+        def write_given() -> None:
+            lines = [f"serving.{name} = {value}" for name, value in given.items()]
+            write(project, "serving.host = '10.0.0.5'\n" + "\n".join(lines))
+
+        write_given()
+        assert load_settings().serving.plain_host == "127.0.0.1"
+        del given[missing]
+        write_given()
+        with pytest.raises(SettingsError, match=missing):
+            load_settings()
+
+    @pytest.mark.parametrize(
+        ("line", "why"),
+        [
+            ("serving.host = 'models.example'", "an IP address"),
+            ("serving.host = '127.0.0.9'", "beyond loopback"),
+            ("serving.host = '::%eth0'", "an IP address"),
+            ("serving.public_names = ['models.example']", "needs serving.require_key"),
+            ("serving.tls.certificate = '/c.pem'", "certificate and key"),
+            ("serving.tls = {certificate = 'c.pem', key = '/k.pem'}", "an absolute path"),
+            ("serving.tls = {certificate = '/c', key = '/k', port = 8000}", "are both 8000"),
+            ("serving.jwt.issuer = 'https://id.example'", "one of jwks_file and jwks_url"),
+            ("serving.jwt.jwks_url = 'http://id.example/keys'", "an https URL"),
+            ("serving.jwt.jwks_url = 'https://me:secret@id.example/keys'", "no password"),
+            ("serving.jwt.jwks_url = 'file:///etc/passwd'", "an https URL"),
+            (
+                "serving.jwt = {issuer = 'i', audience = 'a', jwks_file = '/j'}",
+                "needs serving.require_key",
+            ),
+            ("access.roles = {alice = 'owner'}", "operator"),
+        ],
+    )
+    def test_who_may_reach_it_is_declared_whole_or_not_at_all(self, project, line: str, why: str):
+        write(project, line)
+        with pytest.raises(SettingsError, match=why):
+            load_settings()
+
+    @pytest.mark.parametrize(
+        "name", ["Models.Example", "a b", "models.example:8443", "", "-x", "::1"]
+    )
+    def test_what_no_client_sends_as_host_is_no_public_name(self, project: Path, name: str):
+        write(project, f"serving.require_key = true\nserving.public_names = ['{name}']")
+        with pytest.raises(SettingsError, match="DNS names"):
+            load_settings()
+
+    def test_a_replica_is_told_where_its_ingress_listens_by_no_job(self, project, monkeypatch):
+        write(
+            project,
+            "serving.host = '0.0.0.0'\nserving.require_key = true\n"
+            "serving.tls = {certificate = '/c.pem', key = '/k.pem'}\n"
+            "serving.public_names = ['models.example']",
+        )
+        settings = load_settings()
+        sent = settings.job_environment()
+        assert not [name for name in sent if "HOST" in name or "TLS" in name]
+        assert sent["PENSTOCK_SERVING__PUBLIC_NAMES"] == '["models.example"]'
+        # As in a replica that is deployed from a project that asks for no key.
+        write(project, "")
+        for name, value in settings.ingress_environment().items():
+            monkeypatch.setenv(name, value)
+        assert load_settings().serving == settings.serving
+        monkeypatch.setenv("PENSTOCK_SERVING__REQUIRE_KEY", "False")
+        with pytest.raises(SettingsError, match="require_key"):
             load_settings()
 
     def test_the_cluster_profile_names_the_servers_it_lacks(self, project: Path):

@@ -25,11 +25,18 @@ def register(app: typer.Typer) -> None:
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
     scope: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="predict:MODEL, push:TABLE (* for all), feedback, read, admin; repeatable."
         ),
-    ],
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            help="The scopes of viewer, data_scientist, approver, operator or admin, as they are "
+            "now; beside those of --scope."
+        ),
+    ] = None,
     days: Annotated[
         int | None, typer.Option(min=1, help="So long it opens; without it, until it is revoked.")
     ] = None,
@@ -42,13 +49,19 @@ def create(
     """Make a key and show it, once: only a hash of it is kept."""
     from datetime import timedelta
 
+    from penstock.errors import unknown_name
+    from penstock.roles import SCOPES
     from penstock.serving import api_keys as room
     from penstock.settings import load_settings
 
     settings = load_settings()
+    by_role = {str(name): opened for name, opened in SCOPES.items()}
+    if role is not None and role not in by_role:
+        raise unknown_name("role", role, by_role)
+    scopes = [*(by_role[role] if role else ()), *(scope or ())]
     valid_for = None if days is None else timedelta(days=days)
     key, token = room.create(
-        settings, name, scope, valid_for=valid_for, max_requests_per_s=max_rate
+        settings, name, scopes, valid_for=valid_for, max_requests_per_s=max_rate
     )
 
     def render(console: "Console") -> None:

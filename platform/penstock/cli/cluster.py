@@ -84,10 +84,12 @@ def _render_cluster(console: "Console", cluster: "LocalCluster", *, grpc: bool) 
         ("dashboard", cluster.dashboard_url),
         ("serving", f"{cluster.serving_url} (after a deploy)"),
         *([("grpc", f"{cluster.grpc_address} (after a deploy)")] if grpc else []),
+        ("TLS", cluster.tls_address),
         ("metrics", cluster.metrics_url),
         ("token", cluster.token_path),
     ):
-        console.print(f"  {name:<10} {value}", highlight=False, soft_wrap=True)
+        if value is not None:
+            console.print(f"  {name:<10} {value}", highlight=False, soft_wrap=True)
     console.print("End it with `penstock down`.")
 
 

@@ -256,6 +256,10 @@ def predict(
     version: Annotated[
         int | None, typer.Option(help="Insist on this model version.", min=1)
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask there: https://NAME:PORT; serving.tls.ca says whom to trust."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask the deployed model for scores."""
@@ -269,7 +273,8 @@ def predict(
     text = typer.get_text_stream("stdin").read() if rows == "-" else rows
     model = load_model(settings, use_case).name
     token = own_token(settings)
-    answer = ask(server.url(settings), model, text, version=version, token=token)
+    where = (url or server.url(settings)).rstrip("/")
+    answer = ask(where, model, text, version=version, token=token, ca=settings.serving.tls.ca)
     emit(answer, as_json=as_json, render=lambda out: _render_answer(out, answer))
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from penstock.access_settings import LOOPBACK_HOSTS
 from penstock.cluster import local, tokens
 from penstock.errors import ClusterError
-from penstock.settings import LOOPBACK_HOSTS, Settings, export_environment, inherited_environment
+from penstock.settings import Settings, export_environment, inherited_environment
 
 _CHATTY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",

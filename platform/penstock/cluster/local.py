@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from penstock.cluster import ports, processes, tokens
+from penstock.cluster import ports, processes, tls, tokens
 from penstock.cluster.ingress import grpc_port, serve_environment
 from penstock.cluster.loopback import WORKER_HOOK, WORKER_HOOK_VARIABLE
 from penstock.errors import ClusterError
@@ -51,6 +51,9 @@ class LocalCluster(Record):
     """GCS, host:port: what `ray.init` takes."""
     dashboard_url: str
     serving_url: str
+    """On loopback, for this machine."""
+    tls_address: str | None = None
+    """Where TLS is spoken beside it."""
     metrics_url: str
     pid: int
     token_path: str
@@ -142,9 +145,16 @@ def _is_alive(process: ClusterProcess) -> bool:
 
 
 def _start(settings: Settings) -> LocalCluster:
+    if settings.serving.tls.is_on:
+        tls.check(settings)
+        if not ports.is_free(settings.serving.tls.port):
+            raise ClusterError(
+                f"the port {settings.serving.tls.port} is taken",
+                next_step="end what listens there, or name another one: serving.tls.port",
+            )
     folder = make_private(temp_dir(settings))
     token_path = tokens.ensure(tokens.own_token_path(settings))
-    taken: set[int] = set()
+    taken = {settings.serving.tls.port}
 
     def choose(preferred: int, span: int = 1) -> int:
         port = ports.choose(preferred, span=span, taken=taken)
@@ -180,6 +190,7 @@ def _start(settings: Settings) -> LocalCluster:
         address=f"{HOST}:{gcs_port}",
         dashboard_url=f"http://{HOST}:{dashboard_port}",
         serving_url=f"http://{HOST}:{serving_port}",
+        tls_address=tls.address(settings),
         metrics_url=f"http://{HOST}:{metrics_port}/metrics",
         pid=0,
         token_path=str(token_path),

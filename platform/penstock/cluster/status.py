@@ -90,7 +90,7 @@ def _serving_url(settings: Settings, target: Endpoint) -> str:
     cluster = local.current(settings) if target.is_local else None
     if cluster is not None:
         return cluster.serving_url
-    return f"http://{settings.serving.host}:{settings.serving.port}"
+    return f"http://{settings.serving.plain_host}:{settings.serving.port}"
 
 
 def read_nodes(answer: Mapping[str, Any]) -> tuple[NodeStatus, ...]:

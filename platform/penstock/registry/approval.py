@@ -12,6 +12,7 @@ from penstock.errors import GateRefusedError
 from penstock.registry.lock import model_lock
 from penstock.registry.package import verify
 from penstock.registry.versions import Approval, ModelRegistry
+from penstock.roles import check_may
 from penstock.settings import Settings
 
 _LOCK_WAIT_S = 30.0
@@ -24,7 +25,9 @@ def approve(settings: Settings, name: str, version: int, *, reason: str) -> Appr
         NotFoundError: no such model or version.
         IntegrityError: the package is not what was registered.
         BusyError: the model is being changed.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "approve")
     registry = ModelRegistry(settings)
     found = registry.resolve(name, version)
     verify(Path(found.path), settings, digest=found.digest)

@@ -10,6 +10,7 @@ from penstock.files import write_whole
 from penstock.records import Record
 from penstock.registry import signing
 from penstock.registry.package import MANIFEST_FILE
+from penstock.roles import check_may
 from penstock.settings import Settings
 
 
@@ -45,7 +46,9 @@ def rotate(settings: Settings) -> RingKey:
 
     Raises:
         BusyError: another process is making a key.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "manage keys")
     before = signing.signing_key_id(settings.keys_path)
     made = signing.make_key(settings.keys_path)
     audit.append(settings, "key.rotate", made, {"before": before})
@@ -58,7 +61,9 @@ def trust(settings: Settings, file: Path) -> RingKey:
     Raises:
         UserError: there is no such file.
         IntegrityError: it is no public key, or not the one its name says.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "manage keys")
     if not file.is_file():
         raise UserError(f"there is no file {file}", allowed="a .pub file of another installation")
     key_id = signing.read_public_key(file)
@@ -77,7 +82,9 @@ def distrust(settings: Settings, key_id: str, *, even_in_use: bool = False) -> R
         NotFoundError: no such key is trusted; the nearest is offered.
         GateRefusedError: it is the one to sign with, or has sealed versions and `even_in_use` is
             not said.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "manage keys")
     known = {key.key_id: key for key in list_keys(settings)}
     if key_id not in known:
         raise unknown_name("trusted key", key_id, known)

@@ -25,6 +25,7 @@ from penstock.registry.versions import (
     ModelVersion,
     Move,
 )
+from penstock.roles import check_may
 from penstock.settings import Settings
 from penstock.training.declarations import load_model
 
@@ -101,7 +102,9 @@ def promote(
         GateRefusedError: the gate says no, or an approval is missing; the champion stays.
         BusyError: another move is under way, or the champion is no longer the expected one.
         IntegrityError: the package is not what was registered.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "promote")
     registry = ModelRegistry(settings)
     wanted = registry.resolve(name, version)
     with model_lock(settings, name):
@@ -163,7 +166,9 @@ def rollback(settings: Settings, name: str, *, expected: int | None, reason: str
         NotFoundError: there was no champion before.
         BusyError: another move is under way, or the champion is no longer the expected one.
         IntegrityError: the earlier champion's package is not what was registered.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "promote")
     registry = ModelRegistry(settings)
     registry.aliases(name)
     with model_lock(settings, name):

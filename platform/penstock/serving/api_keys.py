@@ -12,6 +12,7 @@ import math
 import re
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from penstock.errors import IntegrityError, RequestError, UserError, unknown_nam
 from penstock.files import write_whole
 from penstock.locks import exclusive
 from penstock.records import Record
+from penstock.roles import check_may
 from penstock.serving.limits import RateLimit
 from penstock.settings import Settings
 
@@ -97,7 +99,22 @@ def create(
 
     Raises:
         UserError: a name or a scope that cannot be one.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "manage keys")
+    return _create(
+        settings, name, scopes, valid_for=valid_for, max_requests_per_s=max_requests_per_s
+    )
+
+
+def _create(
+    settings: Settings,
+    name: str,
+    scopes: Sequence[str],
+    *,
+    valid_for: timedelta | None = None,
+    max_requests_per_s: float | None = None,
+) -> tuple[ApiKey, str]:
     if not _NAME.fullmatch(name):
         raise UserError(
             f"a key cannot be named {name!r}",
@@ -129,7 +146,9 @@ def revoke(settings: Settings, key_id: str) -> ApiKey:
 
     Raises:
         NotFoundError: there is no such key; the nearest is offered.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "manage keys")
     with _locked(settings):
         keys = {key.id: key for key in list_keys(settings)}
         if key_id not in keys:
@@ -155,7 +174,8 @@ def own_token(settings: Settings) -> str:
     # Two first users must not leave a key that opens all and that nobody knows.
     with _locked(settings, "own-token"):
         if not file.exists():
-            _, token = create(settings, "penstock itself", [ADMIN], valid_for=None)
+            # Whoever acts: it shows nothing to people, and deploys wait by it.
+            _, token = _create(settings, "penstock itself", [ADMIN])
             write_whole(file, token.encode(), mode=0o600)
         return file.read_text()
 
@@ -205,22 +225,32 @@ class Gatekeeper:
         self._keys: dict[str, ApiKey] = {}
         # Who was let in before; a digest a request would cost more than all else here.
         self._known: dict[bytes, ApiKey] = {}
-        self._limits: dict[str, RateLimit] = {}
+        self._limits: OrderedDict[str, RateLimit] = OrderedDict()
+        self._bearers = None
+        if settings.serving.jwt.issuer is not None:
+            from penstock.serving.bearer import BearerTokens
+
+            self._bearers = BearerTokens(settings.serving.jwt, _SCOPE.fullmatch)
 
     def check(self, headers: Sequence[tuple[bytes, bytes]], wanted: str) -> str | None:
         """Let a request pass, or refuse it before its body is read.
 
         Returns:
-            The id of its key; None where none is asked for.
+            The id of its key, or `jwt:<subject>`; None where none is asked for.
 
         Raises:
             RequestError: 401 without a valid key, 403 where that does not open what is wanted, 429
-                beyond its rate.
+                beyond its rate, 503 where nobody can say whether a token is good.
         """
         if self._is_open:
             return None
-        self._look(_LOOK_S)
         token = _token(headers)
+        # A secret has no dot.
+        if self._bearers is not None and token.count(b".") == 2:
+            visitor = self._bearers.visitor(token)
+            per_s = self._settings.serving.jwt.max_requests_per_s
+            return self._let_in(visitor.id, visitor.scopes, wanted, per_s)
+        self._look(_LOOK_S)
         key = self._known.get(token) or self._find(token)
         if key is None and self._look(_LOOK_FOR_NEW_S):
             key = self._find(token)
@@ -231,16 +261,22 @@ class Gatekeeper:
         state = key.state(self._now())
         if state != "valid":
             raise RequestError(401, "unauthorized", f"this key is {state}")
-        if not allows(key.scopes, wanted):
+        return self._let_in(key.id, key.scopes, wanted, key.max_requests_per_s)
+
+    def _let_in(self, key_id: str, scopes: Sequence[str], wanted: str, per_s: float | None) -> str:
+        if not allows(scopes, wanted):
             raise RequestError(403, "forbidden", f"this key does not open {wanted}")
-        if key.max_requests_per_s is not None:
-            self._check_rate(key.id, key.max_requests_per_s)
-        return key.id
+        if per_s is not None:
+            self._check_rate(key_id, per_s)
+        return key_id
 
     def _check_rate(self, key_id: str, per_s: float) -> None:
         limit = self._limits.get(key_id)
         if limit is None or limit.per_s != per_s:
             limit = self._limits[key_id] = RateLimit(per_s)
+            if len(self._limits) > _MAX_KNOWN:
+                self._limits.popitem(last=False)
+        self._limits.move_to_end(key_id)
         wait_s = limit.wait_s(self._clock())
         if wait_s > 0:
             raise RequestError(

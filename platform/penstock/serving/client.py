@@ -1,12 +1,21 @@
 """The plain HTTP client of a deployed model, for the command line and scripts."""
 
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from penstock.errors import BusyError, ClusterError, NotFoundError, PenstockError, RequestError
+from penstock.access_settings import is_safe_url
+from penstock.errors import (
+    BusyError,
+    ClusterError,
+    NotFoundError,
+    PenstockError,
+    RequestError,
+    UserError,
+)
 from penstock.serving.requests import FieldLike
 
 _TIMEOUT_S = 30.0
@@ -19,9 +28,16 @@ _EXAMPLES = {
 }
 
 
-def open_directly(request: str | urllib.request.Request, *, timeout_s: float) -> Any:
-    """Open a URL of this machine or this cluster, which never goes through a company's proxy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def open_directly(
+    request: str | urllib.request.Request, *, timeout_s: float, ca: str | None = None
+) -> Any:
+    """Open a URL of this machine or this cluster, which never goes through a company's proxy.
+
+    Over TLS the server's name and certificate are checked, against the PEM file `ca` alone where
+    one is given.
+    """
+    tls = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
     return opener.open(request, timeout=timeout_s)
 
 
@@ -31,7 +47,13 @@ def key_header(token: str) -> dict[str, str]:
 
 
 def predict(
-    url: str, model: str, text: str, *, version: int | None = None, token: str = ""
+    url: str,
+    model: str,
+    text: str,
+    *,
+    version: int | None = None,
+    token: str = "",
+    ca: str | None = None,
 ) -> dict[str, Any]:
     """Send rows to a deployed model.
 
@@ -41,19 +63,23 @@ def predict(
         text: JSON: one row, an array of rows, or a whole request with its key `rows`.
         version: the version that must answer; None: whichever is deployed.
         token: an API key; empty: none is asked for.
+        ca: a PEM file of the certificates to trust; None: those of the system.
 
     Raises:
+        UserError: the URL would carry the key in the open.
         RequestError: the text is no JSON, or the server refuses it.
         NotFoundError: the model or the version is not served.
         BusyError: the server has too much in flight.
         ClusterError: nothing answers there.
     """
+    if not is_safe_url(url):
+        raise UserError(f"the URL {url!r} is not safe", allowed="https, or http of this machine")
     path = f"/v1/models/{model}" + (f"/versions/{version}" if version else "") + "/predict"
     headers = {"Content-Type": "application/json", **key_header(token)}
     request = urllib.request.Request(  # noqa: S310 - our own server
         url + path, data=_as_request(text), headers=headers
     )
-    return _ask(request)
+    return _ask(request, ca)
 
 
 def example_body(fields: Sequence[FieldLike]) -> str:
@@ -74,9 +100,9 @@ def _as_request(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogatepass")
 
 
-def _ask(request: urllib.request.Request) -> dict[str, Any]:
+def _ask(request: urllib.request.Request, ca: str | None) -> dict[str, Any]:
     try:
-        with open_directly(request, timeout_s=_TIMEOUT_S) as page:
+        with open_directly(request, timeout_s=_TIMEOUT_S, ca=ca) as page:
             return dict(json.load(page))
     except urllib.error.HTTPError as error:
         raise _explain(error) from None

@@ -12,6 +12,7 @@ from penstock.locks import exclusive
 from penstock.logs import redact
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
+from penstock.roles import check_may
 from penstock.serving import application, deployments, rollout_files, server
 from penstock.serving.api_keys import own_token
 from penstock.serving.client import example_body
@@ -87,7 +88,9 @@ def held(settings: Settings, model: str) -> Iterator[None]:
     Raises:
         BusyError: another process does.
         UserError: the name is the root application's.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "deploy")
     if model == ROOT_APP:
         raise UserError(f"a model named {ROOT_APP!r} can't be served: the root application has it")
     with exclusive(lock_path(settings, model), what=f"deploying {model}"):

@@ -24,7 +24,8 @@ ROOT_APP = "penstock"
 MODEL_PREFIX = "/v1/models/"
 # The ingress leads /v2/models/<model>/… to the model's own prefix.
 _OPEN_INFERENCE = re.compile(r"/v2(/|$)|/v1/models/[^/]+/v2(/|$)")
-_LOOPBACK_NAMES = frozenset({b"127.0.0.1", b"localhost", b"[::1]"})
+_LOOPBACK_NAMES = (b"127.0.0.1", b"localhost", b"[::1]")
+_names = set(_LOOPBACK_NAMES)
 # A refused body is read to its end, up to here, so that the client gets to read the answer.
 _MAX_DRAINED_BYTES = 64 << 20
 
@@ -80,8 +81,14 @@ def only_header(headers: Headers, name: bytes) -> bytes | None:
     return found[0] if len(found) == 1 else None
 
 
+def answer_to(names: Sequence[str]) -> None:
+    """Take requests to these names too, in this process, beside those of loopback."""
+    _names.clear()
+    _names.update(_LOOPBACK_NAMES, (name.encode() for name in names))
+
+
 def check_host(headers: Headers) -> None:
-    """Refuse requests that were sent to another name than this machine's loopback, or from a page.
+    """Refuse requests that were sent to a name that is not ours, or from a page of another one.
 
     A web page whose name resolves to 127.0.0.1 (DNS rebinding) must not reach the models; nor must
     one that sends a request whose answer it may not read.
@@ -89,20 +96,22 @@ def check_host(headers: Headers) -> None:
     Raises:
         RequestError: 421 for the name, 403 for the page.
     """
-    if not _is_loopback(only_header(headers, b"host") or b""):
+    if not _is_ours(only_header(headers, b"host") or b""):
         raise RequestError(
-            421, "wrong_host", "this server answers only to 127.0.0.1, localhost and [::1]"
+            421,
+            "wrong_host",
+            "this server answers only to 127.0.0.1, localhost, [::1] and serving.public_names",
         )
     for name, value in headers:
-        if name == b"origin" and not _is_loopback(value.rpartition(b"://")[2]):
+        if name == b"origin" and not _is_ours(value.rpartition(b"://")[2]):
             raise RequestError(403, "wrong_origin", "this server answers no pages of other servers")
 
 
-def _is_loopback(host: bytes) -> bool:
+def _is_ours(host: bytes) -> bool:
     name, _, port = host.rpartition(b":") if not host.endswith(b"]") else (host, b"", b"")
     if not name:
         name, port = host, b""
-    return name.lower() in _LOOPBACK_NAMES and (not port or port.isdigit())
+    return name.lower() in _names and (not port or port.isdigit())
 
 
 def check_json(headers: Headers, *kinds: bytes) -> bytes:

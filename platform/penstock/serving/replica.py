@@ -84,6 +84,7 @@ class Replica:
         self._num_rows = 0
         self._breaker = Breaker()
         self._gatekeeper = Gatekeeper(settings)
+        http.answer_to(settings.serving.public_names)
         self._scope = f"predict:{self._arguments.model}"
         self._posts, self._pages = dict(arm.protocols.posts), dict(arm.protocols.pages)
         if self._arguments.trial is not None:

@@ -42,6 +42,7 @@ class Root:
         self._looked_at_s = float("-inf")
         settings = load_settings()
         self._gatekeeper = Gatekeeper(settings)
+        http.answer_to(settings.serving.public_names)
         self._events = EventIntake(settings)
         self._feedback = FeedbackIntake(settings)
 

@@ -6,6 +6,7 @@
 
 import importlib.util
 import logging
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import structlog
 
 from penstock import logs
-from penstock.cluster import local
+from penstock.cluster import local, tls
 from penstock.cluster.connection import connect
 from penstock.errors import ClusterError, NotFoundError, PenstockError
 from penstock.locks import exclusive
@@ -23,8 +24,8 @@ from penstock.settings import Settings, load_settings
 
 _LOCK_WAIT_S = 180.0
 _ATTEMPTS = 3
-_REQUIRE_KEY_VARIABLE = "PENSTOCK_SERVING__REQUIRE_KEY"
-_GRPC_VARIABLE = "PENSTOCK_SERVING__GRPC"
+# Who may ask, by which names, and in which protocols.
+_ACCESS_VARIABLES = re.compile("PENSTOCK_SERVING__(REQUIRE_KEY|PUBLIC_NAMES|JWT__.*|GRPC)")
 
 log = structlog.get_logger()
 
@@ -34,14 +35,14 @@ def url(settings: Settings) -> str:
     cluster = local.current(settings)
     if cluster is not None:
         return cluster.serving_url
-    return f"http://{settings.serving.host}:{settings.serving.port}"
+    return f"http://{settings.serving.plain_host}:{settings.serving.port}"
 
 
 def start(settings: Settings) -> None:
     """Start Serve and the application at `/` where they do not run yet; waits for neither app.
 
     The application is renewed where it runs another code, for it knows the declared tables, and
-    where it does not ask for keys or speak gRPC as it should.
+    where others may ask than should, or in other protocols.
 
     Raises:
         ClusterError: no Ray is up, or a Serve runs that was started to listen elsewhere.
@@ -52,7 +53,8 @@ def start(settings: Settings) -> None:
         from ray import serve
         from ray.serve.config import HTTPOptions
 
-        host, port = settings.serving.host, int(url(settings).rsplit(":", 1)[1])
+        check_reach(settings)
+        host, port = settings.serving.plain_host, int(url(settings).rsplit(":", 1)[1])
         serve.start(http_options=HTTPOptions(host=host, port=port))
         check_listening(host, port)
         wanted = runtime_env(settings, str(freeze_code(settings)))
@@ -76,11 +78,29 @@ def _root_runtime_env() -> dict[str, Any]:
     return dict(root["deployment_config"]["ray_actor_options"].get("runtime_env", {}))
 
 
-def _what_matters(runtime_env: dict[str, Any]) -> tuple[str | None, ...]:
-    """The digest of the code, whether keys are asked for, and whether gRPC is spoken."""
+def _what_matters(runtime_env: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The digest of the code, who may ask, and how."""
     variables = runtime_env.get("env_vars", {})
-    told = (variables.get(name) for name in (_REQUIRE_KEY_VARIABLE, _GRPC_VARIABLE))
-    return Path(runtime_env.get("working_dir", "")).name, *told
+    access = {name: told for name, told in variables.items() if _ACCESS_VARIABLES.fullmatch(name)}
+    return Path(runtime_env.get("working_dir", "")).name, access
+
+
+def check_reach(settings: Settings) -> None:
+    """Refuse settings that the Ray in use was not started for: HAProxy got its addresses then.
+
+    Raises:
+        ClusterError: keys would no longer be asked for, or TLS would not be spoken as it should.
+    """
+    cluster = local.current(settings)
+    if cluster is None:
+        return
+    there, wanted = cluster.tls_address, tls.address(settings)
+    if there != wanted:
+        raise ClusterError(
+            f"the Ray that is up was started with {f'TLS on {there}' if there else 'no TLS'}",
+            allowed=f"TLS on {wanted}" if wanted else "no TLS, say the settings",
+            next_step="penstock down, penstock up, then deploy again",
+        )
 
 
 def _lock_path(settings: Settings) -> Path:

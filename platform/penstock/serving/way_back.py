@@ -7,6 +7,7 @@ from penstock import audit
 from penstock.errors import BusyError, NotFoundError
 from penstock.locks import is_held
 from penstock.registry.versions import resolve
+from penstock.roles import check_may
 from penstock.serving import deployments, rollout_files
 from penstock.serving.deploy import deploy, lock_path
 from penstock.serving.deployments import Deployment
@@ -30,7 +31,9 @@ def roll_back(settings: Settings, model: str, *, reason: str, report: Report) ->
         NotFoundError: nothing is served, or nothing served before.
         BusyError: a plain deploy is under way.
         ClusterError: the way back does not come up.
+        ForbiddenError: the role of whoever acts does not have it.
     """
+    check_may(settings, "deploy")
     if is_held(lock_path(settings, model)):
         return _ask_for_way_back(settings, model, reason, report)
     left = rollout_files.find(settings, model)

@@ -4,6 +4,8 @@ from functools import partial
 
 import pytest
 
+from projects import Project
+
 Run = Callable[..., str]
 
 
@@ -30,3 +32,27 @@ def test_that_nobody_asks_for_keys_yet_is_told(run: Run, monkeypatch):
     assert "set serving.require_key" in run("create", "shop", "--scope", "read")
     monkeypatch.setenv("PENSTOCK_SERVING__REQUIRE_KEY", "true")
     assert "set serving.require_key" not in run("create", "shop", "--scope", "read")
+
+
+def test_a_role_gives_its_scopes_beside_others(run: Run):
+    asked = ("create", "shift", "--role", "viewer", "--scope", "predict:spills", "--json")
+    assert json.loads(run(*asked))["scopes"] == ["read", "predict:spills"]
+
+
+def test_a_key_that_opens_nothing_is_refused(project: Project):
+    done = project.run("api-keys", "create", "shop")
+    assert done.code == 2
+    assert "no scope" in done.stderr
+
+
+def test_a_role_that_is_none_is_told_the_nearest(project: Project):
+    done = project.run("api-keys", "create", "shop", "--role", "operators")
+    assert done.code == 2
+    assert "did you mean 'operator'?" in done.stderr
+
+
+def test_who_may_not_make_keys_is_told_who_may(project: Project):
+    roles = {"PENSTOCK_ACCESS__ROLES": '{"alice": "operator"}', "PENSTOCK_ACTOR": "alice@laptop"}
+    done = project.run("api-keys", "create", "shop", "--scope", "read", **roles)
+    assert done.code == 77
+    assert "alice@laptop is operator, who may not manage keys. Allowed: admin" in done.stderr

@@ -1,12 +1,26 @@
+import contextlib
+import json
 import os
+import ssl
 import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
 import pytest
 
+from certificates import write_certificate
+from penstock.cluster import ports
 from penstock.cluster.ingress import ingress_ports, serve_environment
 from penstock.errors import ClusterError
 from penstock.settings import Settings
+from waiting import wait_for
+
+# As Ray's own template has them for a healthy ingress.
+HEALTHZ_RULES = """    acl healthcheck path -i /-/healthz
+    http-request return status 200 content-type text/plain string "success" if healthcheck
+"""
 
 
 @pytest.fixture
@@ -20,7 +34,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.cluster.ingress._MAX_SOCKET_PATH_BYTES", 400)
 
 
-def rendered_by_serve(folder: Path, node: str = "node") -> Path:
+def rendered_by_serve(folder: Path, node: str = "node", *, port: int = 8000) -> Path:
     """The configuration that Ray's own template gives for these settings."""
     from jinja2 import Environment
     from ray.serve._private.haproxy import HAProxyConfig, _haproxy_fmt_literal
@@ -28,7 +42,9 @@ def rendered_by_serve(folder: Path, node: str = "node") -> Path:
     from ray.serve.config import HTTPOptions
 
     config = HAProxyConfig(
-        http_options=HTTPOptions(host="127.0.0.1", port=8000),
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        stats_port=port + 1,
+        metrics_port=port + 2,
         socket_path=str(folder / node / "admin.sock"),
         error_file_path=str(folder / node / "500.http"),
         metrics_enabled=False,
@@ -38,7 +54,7 @@ def rendered_by_serve(folder: Path, node: str = "node") -> Path:
     text = jinja.from_string(HAPROXY_CONFIG_TEMPLATE).render(
         config=config,
         backends=[],
-        healthz_rules="",
+        healthz_rules=HEALTHZ_RULES,
         route_info={"status": 200, "routes_content_type": "text/plain", "routes_message": "{}"},
         backends_with_health_config=[],
     )
@@ -108,3 +124,79 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("penstock.cluster.ingress._MAX_SOCKET_PATH_BYTES", 107)
     with pytest.raises(ClusterError, match="too long"):
         serve_environment(Settings(project_root=tmp_path), tmp_path / ("long" * 10))
+
+
+class TestTls:
+    @pytest.fixture
+    def door(self, tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+        """A real HAProxy with TLS and nothing behind it; asks it one path."""
+        certificate, key = write_certificate(tmp_path, ["localhost"])
+        # Serve's five ports are in a row, and TLS is spoken on none of its ranges.
+        port = ports.choose(31_000, span=3)
+        tls_port = ports.choose(30_000)
+        settings = Settings(
+            project_root=tmp_path,
+            serving={
+                "port": port,
+                "tls": {"certificate": str(certificate), "key": str(key), "port": tls_port},
+            },
+        )
+        variables = serve_environment(settings, tmp_path / "i")
+        config = rendered_by_serve(tmp_path / "i", port=port)
+        wrapper = variables["RAY_SERVE_HAPROXY_BINARY_PATH"]
+        # Twice: what is mended already stays as it is.
+        for _ in range(2):
+            subprocess.run([wrapper, "-c", "-f", config], capture_output=True, check=True)
+        running = subprocess.Popen(
+            [wrapper, "-db", "-f", config], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        trusted = ssl.create_default_context(cafile=certificate)
+
+        def ask(path: str, *, tls: bool = True, context: ssl.SSLContext = trusted, **headers: str):
+            connection = (
+                HTTPSConnection("localhost", tls_port, timeout=20, context=context)
+                if tls
+                else HTTPConnection("localhost", port, timeout=20)
+            )
+            with contextlib.closing(connection):
+                connection.request("GET", path, headers=headers)
+                answer = connection.getresponse()
+                return answer.status, answer.read().decode()
+
+        try:
+            wait_for(
+                lambda: ports.answers("127.0.0.1", tls_port) and ports.answers("127.0.0.1", port)
+            )
+            yield ask
+        finally:
+            running.kill()
+            running.wait()
+
+    def test_without_a_key_nothing_is_told_and_with_one_nothing_of_serves_own(self, door):
+        for path in ("/", "/healthz", "/-/healthz", "/-/HEALTHZ", "/-/routes", "/%2d/healthz"):
+            status, body = door(path)
+            assert (status, json.loads(body)["code"]) == (401, "unauthorized")
+        for name in ("Authorization", "X-Api-Key"):
+            for path in ("/-/healthz", "/-/routes", "/%2d/healthz", "/%2D/routes", "/%2d%2froutes"):
+                assert door(path, **{name: "x"})[0] == 404, path
+        # The health check itself still is for this machine.
+        assert door("/-/healthz", tls=False) == (200, "success")
+
+    def test_old_tls_and_strange_certificates_are_refused(self, door):
+        old = ssl.create_default_context()
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        with warnings.catch_warnings(action="ignore"):
+            old.minimum_version = ssl.TLSVersion.TLSv1
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
+            door("/", context=old)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            door("/", context=ssl.create_default_context())
+
+    def test_its_port_is_none_of_serves_own(self, tmp_path: Path):
+        certificate, key = write_certificate(tmp_path)
+        tls = {"certificate": str(certificate), "key": str(key), "port": 8100}
+        settings = Settings(project_root=tmp_path, serving={"tls": tls})
+        with pytest.raises(ClusterError, match="8100, among the ports that Serve uses"):
+            serve_environment(settings, tmp_path / "i")

@@ -64,6 +64,21 @@ class TestHost:
     def test_a_page_of_this_machine_is_taken(self):
         http.check_host([LOOPBACK, (b"origin", b"http://localhost:8000")])
 
+    def test_names_of_ours_are_taken_too_and_no_others(self):
+        try:
+            http.answer_to(("models.example", "10.0.0.5", "[fe80::1]"))
+            for host in (b"models.example:8443", b"MODELS.example", b"10.0.0.5", b"[fe80::1]:8443"):
+                http.check_host([(b"host", host)])
+            http.check_host([LOOPBACK, (b"origin", b"https://models.example:8443")])
+            for host in (b"models.example.evil", b"xmodels.example", b"10.0.0.51", b"fe80::1"):
+                with pytest.raises(RequestError):
+                    http.check_host([(b"host", host)])
+        finally:
+            http.answer_to(())
+        with pytest.raises(RequestError):
+            http.check_host([(b"host", b"models.example")])
+        http.check_host([LOOPBACK])
+
     def test_no_host_and_two_hosts_are_refused(self):
         for headers in ([], [LOOPBACK, (b"host", b"evil.example")]):
             with pytest.raises(RequestError):

@@ -23,12 +23,32 @@ def test_a_serve_that_listens_elsewhere_is_refused(
         server.check_listening("127.0.0.1", 8000)
 
 
+@pytest.mark.parametrize(
+    ("there", "asked", "why"),
+    [
+        (None, "0.0.0.0:8443", "with no TLS. Allowed: TLS on 0.0.0.0:8443"),
+        ("0.0.0.0:8443", None, "with TLS on 0.0.0.0:8443. Allowed: no TLS"),
+        ("10.0.0.5:8443", "0.0.0.0:8443", "with TLS on 10.0.0.5:8443"),
+    ],
+)
+def test_a_ray_that_was_started_for_another_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, there: str | None, asked: str | None, why: str
+):
+    cluster = SimpleNamespace(tls_address=there)
+    monkeypatch.setattr(server.local, "current", lambda _: cluster)
+    monkeypatch.setattr(server.tls, "address", lambda _: asked)
+    with pytest.raises(ClusterError, match=why):
+        server.check_reach(Settings())
+    cluster.tls_address = asked
+    server.check_reach(Settings())
+
+
 def test_a_project_without_serve_apps_is_told_so(tmp_path: Path):
     with pytest.raises(NotFoundError, match=r"serve_apps.online\.py"):
         server.load_builders(Settings(project_root=tmp_path))
 
 
-def test_what_matters_of_the_root_application_is_its_code_and_what_it_asks_for_and_speaks(
+def test_what_matters_of_the_root_application_is_its_code_who_may_ask_and_how(
     monkeypatch: pytest.MonkeyPatch,
 ):
     import ray.serve.context
@@ -42,13 +62,17 @@ def test_what_matters_of_the_root_application_is_its_code_and_what_it_asks_for_a
         return SimpleNamespace(get_serve_details=lambda: details)
 
     folder = "local:///storage/serving/code/1a2b"
-    asks = {"PENSTOCK_SERVING__REQUIRE_KEY": "True", "PENSTOCK_PROFILE": "local"}
-    speaks = asks | {"PENSTOCK_SERVING__GRPC": "True"}
+    access = {
+        "PENSTOCK_SERVING__REQUIRE_KEY": "True",
+        "PENSTOCK_SERVING__JWT__ISSUER": "https://id.example",
+        "PENSTOCK_SERVING__PUBLIC_NAMES": "[]",
+        "PENSTOCK_SERVING__GRPC": "True",
+    }
+    asks = {**access, "PENSTOCK_PROFILE": "local"}
     for options, found in (
-        ({"runtime_env": {"working_dir": folder}}, ("1a2b", None, None)),
-        ({"runtime_env": {"working_dir": folder, "env_vars": asks}}, ("1a2b", "True", None)),
-        ({"runtime_env": {"working_dir": folder, "env_vars": speaks}}, ("1a2b", "True", "True")),
-        ({"num_cpus": 0.1}, ("", None, None)),
+        ({"runtime_env": {"working_dir": folder}}, ("1a2b", {})),
+        ({"runtime_env": {"working_dir": folder, "env_vars": asks}}, ("1a2b", access)),
+        ({"num_cpus": 0.1}, ("", {})),
     ):
         monkeypatch.setattr(
             ray.serve.context, "_get_global_client", lambda options=options: running(options)
