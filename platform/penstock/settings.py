@@ -163,7 +163,7 @@ class Settings(BaseSettings):
 
     @property
     def task_store_url(self) -> str:
-        """SQLAlchemy URL of the accepted async requests: the same server, or a file of their own."""
+        """SQLAlchemy URL of accepted async requests: the same server, or a file of their own."""
         return self._registry_server or f"sqlite:///{self.storage_path / 'serving' / 'tasks.db'}"
 
     @property

@@ -179,9 +179,9 @@ class Replica:
 
     async def _logged(self) -> None:
         """Wait until what was answered by now is in the prediction log."""
-        for arm in (self._arm, self._trial and self._trial.arm):
-            if arm is not None:
-                await arm.logged()
+        for part in (self._arm, self._trial):
+            if part is not None:
+                await part.logged()
 
     async def _ask(
         self, scope: http.Scope, receive: http.Receive, path: str, protocol: Protocol

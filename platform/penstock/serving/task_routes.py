@@ -1,7 +1,7 @@
 """The async routes of a model: rows are taken now, scored in their turn, and fetched by id.
 
-`POST …/predict-async` answers 202 when the rows are checked and on the disk, `GET …/tasks/<id>` says
-how it stands and gives the result, `DELETE` forgets what nobody works on.
+`POST …/predict-async` answers 202 when the rows are checked and on the disk, `GET …/tasks/<id>`
+says how it stands and gives the result, `DELETE` forgets what nobody works on.
 """
 
 import asyncio
@@ -188,7 +188,7 @@ class TaskRoutes:
             raise RequestError(
                 503,
                 "store_unavailable",
-                "the store of async requests does not answer; it is logged",
+                "async requests cannot be kept or read; it is logged",
             ) from None
 
 

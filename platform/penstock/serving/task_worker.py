@@ -85,7 +85,7 @@ class TaskWorker:
                 await asyncio.sleep(_LOCK_LOOK_S)
             except BusyError:
                 await asyncio.sleep(_LOCK_LOOK_S)
-            except Exception:
+            except Exception:  # noqa: BLE001 - it tries again; answers go on meanwhile
                 http.logger.exception("async requests of %s cannot be worked on", self._model)
                 await asyncio.sleep(_AFTER_ERROR_S)
 
@@ -95,18 +95,22 @@ class TaskWorker:
         return not url.startswith("sqlite") or Path(url.removeprefix("sqlite:///")).exists()
 
     async def _work_while_held(self) -> None:
-        from penstock.registry.lock import model_lock
-        from penstock.serving.task_store import TaskStore
-
         with contextlib.ExitStack() as held:
-            # A name that no model has.
-            lock = model_lock(self._settings, f"tasks:{self._model}")
-            await asyncio.to_thread(held.enter_context, lock)
-            store = await asyncio.to_thread(TaskStore.of, self._settings)
-            held.callback(store.close)
+            store = await asyncio.to_thread(self._hold, held)
             while not self._is_closing:
                 if not await self.work(store):
                     await asyncio.sleep(_LOOK_S)
+
+    def _hold(self, held: contextlib.ExitStack) -> "TaskStore":
+        # Where nobody asks, a replica does not load a database library either.
+        from penstock.registry.lock import model_lock
+        from penstock.serving.task_store import TaskStore
+
+        # A name that no model has.
+        held.enter_context(model_lock(self._settings, f"tasks:{self._model}"))
+        store = TaskStore.of(self._settings)
+        held.callback(store.close)
+        return store
 
     async def work(self, store: "TaskStore") -> bool:
         """Work for one round: a few chunks, then one commit. Says whether there was any."""
@@ -143,7 +147,8 @@ class TaskWorker:
         )
 
     async def _work_on(self, turn: "Turn") -> Settled:
-        version, answers = turn.version, []
+        version = turn.version
+        answers: list[bytes] = []
         outcome: Outcome = Keep()
         if turn.num_attempts > MAX_ATTEMPTS:
             died = after_fault("the server ended each time", num_attempts=MAX_ATTEMPTS)
