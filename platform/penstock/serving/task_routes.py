@@ -19,14 +19,15 @@ from penstock.registry.package import Signature
 from penstock.serving import http
 from penstock.serving.protocols import Protocols
 from penstock.serving.requests import RequestParser, Row, too_large
+from penstock.serving.task_limits import (
+    LIFE_S,
+    MAX_TASK_BODY_BYTES,
+    MAX_TASK_ROWS,
+    RESULT_LIFE_S,
+    ROWS_PER_CHUNK,
+)
 from penstock.settings import Settings
 
-MAX_TASK_ROWS = 50_000
-MAX_TASK_BODY_BYTES = 32 << 20
-ROWS_PER_CHUNK = 256
-"""So many are scored at a time: predict requests that come meanwhile wait for no more than that."""
-LIFE_S = 24 * 3600.0
-"""Until then a task is done or has failed, where the caller does not ask for sooner."""
 _MAX_READ_AT_ONCE = 2
 _RETRY_WHEN_FULL_S = 30
 
@@ -136,8 +137,6 @@ class TaskRoutes:
         return http.Answer(status=202, body=orjson.dumps(receipt), headers=(location,))
 
     def _tell(self, task_id: str) -> http.Answer:
-        from penstock.serving.task_store import RESULT_LIFE_S
-
         state = self._ask_store(lambda store: store.find(self._model, task_id))
         if state is None:
             raise _unknown_task(task_id)

@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from penstock.data.durable_database import make_tables, open_engine
 from penstock.errors import PenstockError
 from penstock.logs import redact
+from penstock.serving.task_limits import MAX_BYTES, MAX_KEPT, MAX_WAITING, RESULT_LIFE_S
 from penstock.serving.task_policy import BeginAgain, Fail, Outcome, Wait
 from penstock.serving.task_tables import (
     DONE,
@@ -31,11 +32,6 @@ from penstock.serving.task_tables import chunks as _chunks
 from penstock.serving.task_tables import metadata as _metadata
 from penstock.serving.task_tables import tasks as _tasks
 from penstock.settings import Settings
-
-MAX_WAITING = 1_000
-MAX_KEPT = 100_000
-MAX_BYTES = 4 << 30
-RESULT_LIFE_S = 24 * 3600.0
 
 _OPEN = (QUEUED, RUNNING)
 
@@ -94,9 +90,9 @@ class TaskStore:
         with self._explained(), self._engine.connect() as connection, connection.begin() as writing:
             # The write comes first: with it SQLite takes the file's lock, so the counts are true.
             added = connection.execute(
-                self._insert(_tasks).values(row).on_conflict_do_nothing()
-            ).rowcount
-            if added:
+                self._insert(_tasks).values(row).on_conflict_do_nothing().returning(_tasks.c.turn)
+            ).one_or_none()
+            if added is not None:
                 full = self._why_full(connection)
                 if full is not None:
                     writing.rollback()
