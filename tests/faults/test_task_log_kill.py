@@ -21,6 +21,7 @@ from penstock.serving.task_tables import NewTask
 from penstock.serving.task_worker import TaskWorker
 from penstock.settings import Settings
 from prediction_logs import answered, open_log
+from waiting import wait_for
 
 MODEL = "spills"
 NUM_CHUNKS = 40
@@ -83,8 +84,7 @@ def killed_until_done(root: Path, seed: int, *, waits_for_log: bool) -> tuple[li
         # Up to the end of a round or two, behind some progress: five kills in a row without any
         # are a poison's.
         before = [store.find(MODEL, name).num_rows_done for name in names]
-        while before == [store.find(MODEL, name).num_rows_done for name in names]:
-            time.sleep(0.01)
+        wait_for(lambda was=before: was != [store.find(MODEL, n).num_rows_done for n in names])
         time.sleep(moments.uniform(0.0, 0.3))
         process.kill()
         process.join()
