@@ -9,7 +9,6 @@ from pathlib import Path
 import orjson
 import pytest
 
-from cases import some_slow
 from forks import forks
 from payments import USE_CASE, settings_in
 from penstock.data import tables
@@ -22,6 +21,8 @@ from penstock.serving.task_worker import TaskWorker
 from penstock.settings import Settings
 from prediction_logs import answered, open_log
 from waiting import wait_for
+
+pytestmark = pytest.mark.slow
 
 MODEL = "spills"
 NUM_CHUNKS = 12
@@ -104,14 +105,13 @@ def killed_until_done(root: Path, seed: int, *, waits_for_log: bool) -> tuple[li
 
 
 class TestKilledWorker:
-    @pytest.mark.parametrize("seed", some_slow(SEEDS, in_every_run=SEEDS[:1]))
+    @pytest.mark.parametrize("seed", SEEDS)
     def test_every_row_is_answered_once_and_every_answer_logged(self, tmp_path: Path, seed: int):
         kept, logged = killed_until_done(tmp_path, seed, waits_for_log=True)
         wanted = [f"t{n}-{m}-{row}" for n in range(3) for m in range(NUM_CHUNKS) for row in (0, 1)]
         assert kept == wanted
         assert set(logged) == set(wanted)
 
-    @pytest.mark.slow
     def test_where_answers_were_kept_before_the_log_is_written_it_would_lack_them(
         self, tmp_path: Path
     ):
