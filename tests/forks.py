@@ -28,6 +28,8 @@ forks.set_forkserver_preload(
         "penstock.serving.feedback_files",
         "penstock.serving.log_collection",
         "penstock.serving.prediction_log",
+        "penstock.serving.task_store",
+        "penstock.serving.task_worker",
         "penstock.training.estimators.scikit",
         "penstock.training.search.tuning",
         "penstock.training.tracking",

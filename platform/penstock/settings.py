@@ -160,9 +160,17 @@ class Settings(BaseSettings):
     @property
     def push_log_url(self) -> str:
         """SQLAlchemy URL of the log of pushed events: on the registry's server, or a file."""
+        return self._registry_server or f"sqlite:///{self.storage_path / 'pushed_events.db'}"
+
+    @property
+    def task_store_url(self) -> str:
+        """SQLAlchemy URL of accepted async requests: the same server, or a file of their own."""
+        return self._registry_server or f"sqlite:///{self.storage_path / 'serving' / 'tasks.db'}"
+
+    @property
+    def _registry_server(self) -> str:
         given = self.feature_store.registry_url.get_secret_value()
-        has_server = given and not given.startswith("sqlite")
-        return given if has_server else f"sqlite:///{self.storage_path / 'pushed_events.db'}"
+        return "" if given.startswith("sqlite") else given
 
     @property
     def online_db_path(self) -> Path:

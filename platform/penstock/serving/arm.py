@@ -100,6 +100,11 @@ class Arm:
         if log is not None:
             log.close()
 
+    async def logged(self) -> None:
+        """Wait until what was answered by now is in the log, or was left out of it."""
+        if self._log is not None:
+            await self._log.caught_up()
+
     def check_health(self) -> None:
         """Predict once.
 

@@ -28,6 +28,8 @@ _LOOPBACK_NAMES = (b"127.0.0.1", b"localhost", b"[::1]")
 _names = set(_LOOPBACK_NAMES)
 # A refused body is read to its end, up to here, so that the client gets to read the answer.
 _MAX_DRAINED_BYTES = 64 << 20
+_MAX_REQUEST_ID_BYTES = 200
+_MAX_TIMEOUT_MS = 3_600_000
 
 logger = logging.getLogger("ray.serve")
 
@@ -85,6 +87,38 @@ def answer_to(names: Sequence[str]) -> None:
     """Take requests to these names too, in this process, beside those of loopback."""
     _names.clear()
     _names.update(_LOOPBACK_NAMES, (name.encode() for name in names))
+
+
+def request_id(headers: Headers) -> bytes:
+    """Give the caller's name for its request; empty: it has none.
+
+    Raises:
+        RequestError: it is too long.
+    """
+    given = next((value for key, value in headers if key == b"x-request-id"), b"")
+    if len(given) > _MAX_REQUEST_ID_BYTES:
+        raise RequestError(
+            422, "bad_request_id", f"X-Request-Id has over {_MAX_REQUEST_ID_BYTES} bytes"
+        )
+    return given
+
+
+def timeout_s(headers: Headers) -> float | None:
+    """Read how long the caller waits for an answer; None: it does not say.
+
+    Raises:
+        RequestError: that is no time.
+    """
+    given = next((value for key, value in headers if key == b"x-timeout-ms"), None)
+    if given is None:
+        return None
+    if not (given.isdigit() and 0 < int(given[:8]) <= _MAX_TIMEOUT_MS):
+        raise RequestError(
+            422,
+            "bad_timeout",
+            f"X-Timeout-Ms is a whole number of milliseconds up to {_MAX_TIMEOUT_MS:,}",
+        )
+    return int(given) / 1000
 
 
 def check_host(headers: Headers) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from penstock.registry.package import Signature
+from penstock.serving.task_limits import MAX_TASK_ROWS
 
 _INT64 = {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1}
 _TYPES: dict[str, dict[str, Any]] = {
@@ -21,7 +22,9 @@ _REFUSALS = {
     "400": "No JSON in UTF-8.",
     "401": "A key is asked for, and this is none that is valid.",
     "403": "The key does not open this, or a page of another server sends the request.",
+    "404": "No such task, or its result was removed.",
     "405": "Another method; `Allow` says which.",
+    "409": "The task is being worked on.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "415": "Not `application/json`, or encoded.",
@@ -32,6 +35,7 @@ _REFUSALS = {
     "504": "No answer within `X-Timeout-Ms`.",
 }
 _OF_READING = ("401", "403", "405", "421", "429", "503")
+_OF_TASKS = ("404", "409")
 
 
 def document(*, route: str, version: int, signature: Signature, max_rows: int) -> dict[str, Any]:
@@ -58,6 +62,8 @@ def document(*, route: str, version: int, signature: Signature, max_rows: int) -
                 "predictions": _array("Prediction", max_rows),
             }
         ),
+        "TaskRows": _object({"rows": _array("Row", MAX_TASK_ROWS)}),
+        **_task_schemas(signature.model),
         "Scores": _object({"predictions": {"type": "array", "items": {"type": "number"}}}),
     }
     paths: dict[str, Any] = {
@@ -71,6 +77,16 @@ def document(*, route: str, version: int, signature: Signature, max_rows: int) -
         paths[f"{base}/invocations"] = {
             "post": _asking("Score rows, as MLflow asks.", f"invocations{suffix}", None, "Scores")
         }
+        paths[f"{base}/predict-async"] = {
+            "post": _asking(
+                "Take rows, to be scored in their turn.",
+                f"predict_async{suffix}",
+                "TaskRows",
+                "Accepted",
+                status="202",
+            )
+        }
+    paths[f"{route}/tasks/{{task_id}}"] = _task_operations()
     return {
         "openapi": "3.1.0",
         "info": {"title": f"{signature.model}, served by Penstock", "version": str(version)},
@@ -104,7 +120,68 @@ def _prediction(signature: Signature) -> dict[str, Any]:
     return _object(parts)
 
 
-def _asking(summary: str, operation: str, body: str | None, answer: str) -> dict[str, Any]:
+def _task_schemas(model: str) -> dict[str, Any]:
+    status = {"type": "string", "enum": ["queued", "running", "done", "failed"]}
+    moment = {"type": "string", "format": "date-time"}
+    number = {"type": "integer", "minimum": 0}
+    always = {
+        "task_id": _text(),
+        "model": {"const": model},
+        "status": status,
+        "num_rows": number,
+        "num_rows_done": number,
+        "created_at": moment,
+        "deadline": moment,
+    }
+    at_times = {
+        "reason": _text("Why it failed, or what it waits for."),
+        "code": _text("Of the failure."),
+        "ended_at": moment,
+        "kept_until": moment,
+        "result": _object(
+            {
+                "model": {"const": model},
+                # Another one may be served by the time that the result is fetched.
+                "version": {"type": "integer"},
+                "predictions": {**_array("Prediction", MAX_TASK_ROWS), "description": "In order."},
+            }
+        ),
+    }
+    accepted = {"task_id": _text(), "status": status, "num_rows": number, "status_url": _text()}
+    task = _object({**always, **at_times})
+    return {
+        "Accepted": _object(accepted),
+        "Task": {**task, "required": list(always)},
+        "Removed": _object({"task_id": _text(), "was": status}),
+    }
+
+
+def _task_operations() -> dict[str, Any]:
+    name = {
+        "name": "task_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    }
+    refusals = _refusals((*_OF_READING, *_OF_TASKS))
+    return {
+        "parameters": [name],
+        "get": {
+            "summary": "How a task stands, and its result.",
+            "operationId": "task",
+            "responses": {"200": _answer("Found.", "Task"), **refusals},
+        },
+        "delete": {
+            "summary": "Forget a task that nobody works on.",
+            "operationId": "remove_task",
+            "responses": {"200": _answer("Removed.", "Removed"), **refusals},
+        },
+    }
+
+
+def _asking(
+    summary: str, operation: str, body: str | None, answer: str, *, status: str = "200"
+) -> dict[str, Any]:
     # MLflow's shapes are several; one of them stands for all.
     content = {"application/json": {"schema": _ref(body or "Records")}}
     header = {
@@ -118,7 +195,10 @@ def _asking(summary: str, operation: str, body: str | None, answer: str) -> dict
         "operationId": operation,
         "parameters": [header],
         "requestBody": {"required": True, "content": content},
-        "responses": {"200": _answer("Answered.", answer), **_refusals(tuple(_REFUSALS))},
+        "responses": {
+            status: _answer("Answered." if status == "200" else "Accepted.", answer),
+            **_refusals([refusal for refusal in _REFUSALS if refusal not in _OF_TASKS]),
+        },
     }
 
 

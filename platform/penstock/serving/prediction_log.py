@@ -12,6 +12,7 @@ power cut no more; a torn end is cut off when the segment is read. What the disk
 is left out and counted. `log_collection` moves segments into the use case's table `predictions`.
 """
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -40,6 +41,7 @@ FIELD, EVENT, FEATURES, GIVEN = "field:", "event:", "features", "given"
 _HEADER = b"penstock"
 INTERVAL_S = 0.25
 """How often what waits is written: a kill costs that and one write."""
+_LOOK_S = 0.02
 _SEGMENT_BYTES = 64 << 20
 _SEGMENT_S = 3600.0
 _MAX_ROWS_WAITING = 100_000
@@ -203,6 +205,7 @@ class PredictionLog:
         self._lock = threading.Lock()
         self._waiting: list[AnsweredBatch] = []
         self._num_waiting = self._num_dropped = 0
+        self._num_put = self._num_worked = 0
         self._segment: _Segment | None = None
         self._num_segments = 0
         self._has_warned = False
@@ -221,6 +224,13 @@ class PredictionLog:
                 return
             self._waiting.append(batch)
             self._num_waiting += num_rows
+            self._num_put += num_rows
+
+    async def caught_up(self) -> None:
+        """Wait until what was put by now is on the disk, or was left out."""
+        num_put = self._num_put
+        while self._num_worked < num_put and self._thread.is_alive():
+            await asyncio.sleep(_LOOK_S)
 
     def take_num_dropped(self) -> int:
         """How many rows were left out since the last call."""
@@ -259,6 +269,7 @@ class PredictionLog:
             self._give_up_segment()
         with self._lock:
             self._num_waiting -= num_rows
+            self._num_worked += num_rows
             self._num_dropped += num_lost
 
     def _write(self, batches: Sequence[AnsweredBatch]) -> bool:

@@ -24,6 +24,8 @@ from penstock.serving.limits import Breaker
 from penstock.serving.prediction_log import Asked
 from penstock.serving.protocols import Protocol, Scored
 from penstock.serving.requests import Row
+from penstock.serving.task_routes import TaskRoutes
+from penstock.serving.task_worker import TaskWorker
 from penstock.serving.trial import Trial, TrialArguments
 from penstock.settings import load_settings
 
@@ -31,8 +33,6 @@ MAX_REQUESTS_IN_SERVE = 1 << 16
 """For Serve's own limit: beyond what HAProxy lets in, so that every refusal is ours."""
 _NUM_FULL_REQUESTS = 8
 """Requests of the largest size whose rows may be in flight at one replica."""
-_MAX_REQUEST_ID_BYTES = 200
-_MAX_TIMEOUT_MS = 3_600_000
 _SWITCH_S = 0.0005
 """How long the thread that writes the prediction log may hold up answers; Python's 5 ms, a few
 times in a row, is what the slowest of a hundred requests then waits for."""
@@ -55,6 +55,7 @@ class Replica:
 
     _arm: Arm | None = None
     _trial: Trial | None = None
+    _worker: TaskWorker | None = None
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         """Verify the package, load it, and predict once; only then is the replica ready.
@@ -98,6 +99,10 @@ class Replica:
             max_batch_size=self._policy.max_batch_size,
             wait_s=self._policy.batch_wait_s,
         )
+        self._tasks = TaskRoutes(settings, arm.signature, self._protocols, lambda: self._posts)
+        self._worker = TaskWorker(
+            settings, self._arguments.model, score=self._score_chunk, logged=self._logged
+        )
         self._metrics.watch(
             in_flight=lambda: self._num_requests, waiting=lambda: self._batcher.num_waiting
         )
@@ -112,10 +117,10 @@ class Replica:
 
     def __del__(self) -> None:
         # Serve calls it when the replica is stopped.
-        for part in (self._trial, self._arm):
+        for part in (self._worker, self._trial, self._arm):
             if part is not None:
                 part.close()
-        self._trial = self._arm = None
+        self._worker = self._trial = self._arm = None
 
     def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
@@ -125,6 +130,9 @@ class Replica:
         """Fail where the model can no longer predict; Serve then replaces the replica."""
         if self._arm is not None:
             self._arm.check_health()
+        if self._worker is not None:
+            # Serve asks on the loop that requests are answered on, the first time before any.
+            self._worker.start()
 
     async def handle(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         """Answer one request."""
@@ -147,7 +155,34 @@ class Replica:
             if scope["method"] not in ("GET", "HEAD"):
                 return http.method_answer(scope["method"], "GET")
             return page()
-        raise self._protocols.unknown(path)
+        answer = await self._tasks.answer(scope, receive)
+        if answer is None:
+            raise self._protocols.unknown(path)
+        return answer
+
+    async def _score_chunk(self, path: str, headers: http.Headers, body: bytes) -> http.Answer:
+        """Answer a part of an async request as if it had come by itself."""
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def ask(scope: http.Scope, receive: http.Receive) -> http.Answer:
+            protocol = self._posts.get(path)
+            if protocol is None:
+                raise self._protocols.unknown(path)
+            return await self._ask(scope, receive, path, protocol)
+
+        started_s = time.perf_counter()
+        answer = await http.answer_safely(ask, {"path": path, "headers": headers}, receive)
+        metrics = answer.metrics or self._metrics
+        metrics.count(answer.status, time.perf_counter() - started_s)
+        return answer
+
+    async def _logged(self) -> None:
+        """Wait until what was answered by now is in the prediction log."""
+        for part in (self._arm, self._trial):
+            if part is not None:
+                await part.logged()
 
     async def _ask(
         self, scope: http.Scope, receive: http.Receive, path: str, protocol: Protocol
@@ -156,7 +191,7 @@ class Replica:
         headers = scope["headers"]
         if self._num_requests >= self._max_requests:
             raise _overloaded(f"{self._num_requests} requests are in flight")
-        timeout_s = _timeout_s(headers)
+        timeout_s = http.timeout_s(headers)
         self._num_requests += 1
         num_rows = 0
         try:
@@ -203,6 +238,10 @@ class Replica:
         Raises:
             RequestError: it was asked for by its number, and can't.
         """
+        theirs = trial.arm.protocols.posts
+        if path not in theirs:
+            # The first version was asked for by its number.
+            return None
         is_named = path not in self._protocols.posts
         if not (is_named or trial.takes(request[2])):
             return None
@@ -213,7 +252,7 @@ class Replica:
                 number = trial.arm.version
                 raise RequestError(503, "unavailable", f"version {number}, on trial, has no answer")
             return None
-        answer = trial.arm.protocols.posts[path].write(scored, asked.prediction_id, beside)
+        answer = theirs[path].write(scored, asked.prediction_id, beside)
         return replace(answer, metrics=trial.arm.metrics)
 
     async def _score(self, requests: Sequence[Asked]) -> list[Scored | RequestError]:
@@ -262,24 +301,6 @@ def _spare_the_collector() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def _timeout_s(headers: http.Headers) -> float | None:
-    """Read how long the caller waits for an answer; None: it does not say.
-
-    Raises:
-        RequestError: that is no time.
-    """
-    given = next((value for key, value in headers if key == b"x-timeout-ms"), None)
-    if given is None:
-        return None
-    if not (given.isdigit() and 0 < int(given[:8]) <= _MAX_TIMEOUT_MS):
-        raise RequestError(
-            422,
-            "bad_timeout",
-            f"X-Timeout-Ms is a whole number of milliseconds up to {_MAX_TIMEOUT_MS:,}",
-        )
-    return int(given) / 1000
-
-
 def _overloaded(what: str) -> RequestError:
     return RequestError(503, "overloaded", f"{what}; try again in a moment")
 
@@ -290,11 +311,7 @@ def _asked(digest: str, headers: http.Headers, body: bytes, rows: list[Row]) -> 
     Raises:
         RequestError: its id is too long.
     """
-    request_id = next((value for key, value in headers if key == b"x-request-id"), b"")
-    if len(request_id) > _MAX_REQUEST_ID_BYTES:
-        raise RequestError(
-            422, "bad_request_id", f"X-Request-Id has over {_MAX_REQUEST_ID_BYTES} bytes"
-        )
+    request_id = http.request_id(headers)
     identity = blake2b(digest.encode(), digest_size=16)
     identity.update(b"%d:" % len(request_id) + request_id)
     identity.update(body)

@@ -115,6 +115,10 @@ class Trial:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.arm.close()
 
+    async def logged(self) -> None:
+        """Wait until what was answered by now is in the log."""
+        await self.arm.logged()
+
     def describe(self) -> dict[str, object]:
         """Say what goes on, for the model's page."""
         return {

@@ -11,13 +11,13 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Float, LargeBinary, String, text
 
-from penstock.errors import PenstockError, SettingsError
+from penstock.data.durable_database import make_tables, open_engine
+from penstock.errors import PenstockError
 from penstock.logs import redact
 from penstock.settings import Settings
 
@@ -26,7 +26,6 @@ MAX_WAITING_BYTES = 1 << 30
 _DIGEST_LIFE_S = 24 * 3600.0
 _DIGEST_LIFE_EVENTS = 2_000_000
 _DIGESTS_PER_TRIM = 100_000
-_BUSY_TIMEOUT_S = 30.0
 _BODIES_PER_READ = 32
 
 _metadata = sqlalchemy.MetaData()
@@ -103,8 +102,8 @@ class PushLog:
         self._max_waiting_bytes = max_waiting_bytes
         self._url = url
         with self._explained():
-            self._engine = _engine(url)
-            self._make_tables()
+            self._engine = open_engine(url, what="pushed events")
+            make_tables(self._engine, _metadata)
 
     @classmethod
     def of(cls, settings: Settings) -> "PushLog":
@@ -229,16 +228,6 @@ class PushLog:
         """Close the connections."""
         self._engine.dispose()
 
-    def _make_tables(self) -> None:
-        with self._engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                # Two that make the same table at once: IF NOT EXISTS alone fails for one of them.
-                connection.execute(text("SELECT pg_advisory_xact_lock(7212349081)"))
-            for table in _metadata.sorted_tables:
-                connection.execute(sqlalchemy.schema.CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(sqlalchemy.schema.CreateIndex(index, if_not_exists=True))
-
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -249,30 +238,6 @@ class PushLog:
                 f"the log of pushed events does not answer: {redact(reason, self._url)}",
                 next_step="free its disk or start its database, then try again",
             ) from None
-
-
-def _engine(url: str) -> Any:
-    kind = url.partition(":")[0].partition("+")[0]
-    if kind == "postgresql":
-        return sqlalchemy.create_engine(url, pool_pre_ping=True)
-    if kind != "sqlite":
-        raise SettingsError(
-            f"pushed events cannot be kept in {kind}", allowed="sqlite or postgresql"
-        )
-    file = Path(url.removeprefix("sqlite:///"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):
-        # Events are about people; SQLite gives its other files the same mode.
-        file.touch(mode=0o600)
-    engine = sqlalchemy.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        # What was answered survives a power cut too.
-        connection.execute("PRAGMA synchronous = FULL")
-
-    return engine
 
 
 def _locked_head(connection: Any, table: str) -> tuple[str, int, int, int]:
