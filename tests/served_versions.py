@@ -140,6 +140,27 @@ def shifted(graph: bytes) -> bytes:
     return _behind(graph, [node], [numpy_helper.from_array(np.float32(0.5), "half")])
 
 
+def by_amount(graph: bytes, *, feature: int, sense: float = 1.0) -> bytes:
+    """Other scores: near 1 for an amount above 50, near 0 below; or, with -1, the other way."""
+    from onnx import helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Gather", ["features", "which"], ["column"], axis=1),
+        helper.make_node("Cast", ["column"], ["amount"], to=1),
+        helper.make_node("Sub", ["amount", "middle"], ["distance"]),
+        helper.make_node("Mul", ["distance", "steepness"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["by_amount"]),
+        helper.make_node("IsNaN", ["amount"], ["is_absent"]),
+        helper.make_node("Where", ["is_absent", "true_score", "by_amount"], ["score"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(feature, dtype=np.int64), "which"),
+        numpy_helper.from_array(np.float32(50), "middle"),
+        numpy_helper.from_array(np.float32(sense / 10), "steepness"),
+    ]
+    return _behind(graph, nodes, constants)
+
+
 def _behind(graph: bytes, nodes: list, constants: list) -> bytes:
     """Put nodes behind a graph: its score becomes `true_score`, and theirs the output."""
     import onnx

@@ -1,5 +1,6 @@
 """Deploys, rollouts and kills under load: no request is lost, and a bad version costs nobody."""
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,34 @@ import pytest
 
 import rollout_driver
 from cases import some_slow
+from feedback import post
 from http_requests import JSON, send
 from penstock.cluster.ingress import ingress_ports
 from penstock.cluster.local import LocalCluster
 from penstock.errors import ClusterError, GateRefusedError, IntegrityError
 from penstock.registry.versions import ModelVersion
-from penstock.serving import rollout_files, server
+from penstock.serving import ab_policy, rollout_files, server
+from penstock.serving.code import freeze_code
 from penstock.serving.deploy import deploy, find_deployment, undeploy
+from penstock.serving.feedback import FeedbackIntake
+from penstock.serving.http import ROOT_APP
 from penstock.serving.rolling import plan_rollout, roll_out
 from penstock.serving.rollout import RolloutPlan
 from penstock.serving.way_back import roll_back
 from penstock.settings import Settings
 from projects import Project
-from served_versions import Callers, callers, fails_at_once, no_number, register, shifted, slow
+from served_versions import (
+    Callers,
+    by_amount,
+    callers,
+    fails_at_once,
+    no_number,
+    register,
+    shifted,
+    slow,
+)
 from small_model import SmallRun, prepare_on, train_small
+from told_truths import tellers
 from waiting import wait_for
 
 pytestmark = pytest.mark.ray
@@ -255,6 +271,129 @@ class TestKilledController:
         with callers(rolled.port, MODEL) as asked:
             time.sleep(0.5)
         assert asked.versions() == {old}
+
+
+class TestAb:
+    """Two versions, truths by HTTP, and the better one stays."""
+
+    def by_amount(self, rolled: Rolled, sense: float) -> ModelVersion:
+        names = json.loads((Path(rolled.run.bundle_path) / "signature.json").read_text())
+        feature = names["feature_names"].index("TX_AMOUNT")
+        return rolled.register(change=partial(by_amount, feature=feature, sense=sense))
+
+    @staticmethod
+    def choices(**changes: Any) -> dict[str, Any]:
+        return {
+            "mode": "ab",
+            "outcome": "brier",
+            "shares_percent": (50,),
+            "hold_s": 3_600,
+            "answer_within_ms": 5_000,
+            **changes,
+        }
+
+    @pytest.fixture(autouse=True)
+    def looks_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ab_policy, "_FIRST_WAIT_S", 1.0)
+
+    @pytest.fixture
+    def feedback_route(self, rolled: Rolled, project: Project) -> Iterator[None]:
+        """The server's `/` knows the models of one storage, of the test run's: for now of this."""
+        run_root_of(rolled.settings)
+        yield
+        run_root_of(project.settings)
+
+    def test_a_worse_version_goes_back_by_its_truths_alone(self, rolled: Rolled):
+        old, worse = rolled.serving, self.by_amount(rolled, -1)
+        intake = FeedbackIntake(rolled.settings)
+        with (
+            tellers(rolled.port, MODEL, tell=lambda body: post(intake, body)[0].status) as told,
+            pytest.raises(GateRefusedError, match=rf"version {old} is better: brier"),
+        ):
+            rolled.roll_out(worse, **self.choices())
+        assert told.lost == []
+        over = rollout_files.find(rolled.settings, MODEL)
+        evidence = over.evidence
+        assert (over.outcome, evidence.is_new_better) == ("back", False)
+        assert evidence.comparison.low > 0
+        # What the table says of arms is what callers saw.
+        assert abs(evidence.new.num_units / evidence.old.num_units - 1) < 0.5
+        assert evidence.new.num_outcomes <= 2 * evidence.new.num_units
+        assert evidence.new.num_units + evidence.old.num_units <= len(told.versions)
+
+    @pytest.mark.slow
+    def test_a_better_version_takes_over(self, rolled: Rolled, feedback_route: None):
+        old, better = rolled.serving, self.by_amount(rolled, 1)
+        with tellers(rolled.port, MODEL) as told:
+            done = rolled.roll_out(better, **self.choices(shares_percent=(30,)))
+        assert told.lost == []
+        assert (done.outcome, rolled.serving) == ("served", better.version)
+        assert f"version {better.version} is better: brier" in done.reason
+        assert rolled.back() == old
+
+    @pytest.mark.slow
+    def test_the_same_twice_goes_back_undecided(self, rolled: Rolled, feedback_route: None):
+        old, same = rolled.serving, rolled.register()
+        with (
+            tellers(rolled.port, MODEL),
+            pytest.raises(GateRefusedError, match="no difference found: in 15s, "),
+        ):
+            rolled.roll_out(same, **self.choices(hold_s=15, alpha=0.0001))
+        assert rolled.serving == old
+
+    @pytest.mark.slow
+    def test_a_guard_that_breaks_ends_it_before_any_truth(self, rolled: Rolled):
+        old, broken = rolled.serving, rolled.register(change=no_number)
+        with (
+            callers(rolled.port, MODEL) as asked,
+            pytest.raises(GateRefusedError, match=r"error_rate<0\.01 is broken"),
+        ):
+            rolled.roll_out(broken, **self.choices())
+        assert asked.lost == []
+        assert asked.versions() == {old}
+
+    @pytest.mark.slow
+    def test_a_killed_one_goes_on_and_counts_what_was_told_before(
+        self, rolled: Rolled, feedback_route: None
+    ):
+        old, better = rolled.serving, self.by_amount(rolled, 1)
+        plan = rolled.plan(better, **self.choices(alpha=1e-6))
+        process = rolled_in_a_process(rolled, plan, "nowhere")
+        try:
+            with tellers(rolled.port, MODEL) as told:
+                wait_for(lambda: is_looked_at(rolled), timeout_s=300)
+                process.kill()
+                process.wait()
+                killed = rollout_files.find(rolled.settings, MODEL)
+                time.sleep(rollout_files.LEASE_S + 2)
+                done = roll_out(rolled.settings, better, plan, report=lambda _: None)
+        finally:
+            process.kill()
+        assert told.lost == []
+        assert (killed.phase, done.outcome) == ("shifting", "served")
+        assert [each.since for each in done.stretches] == [killed.stage_started_at]
+        assert done.evidence.looked_s > rollout_files.LEASE_S
+        # Nobody was split while nobody watched, and those customers count on neither side.
+        known = done.evidence.num_predictions_new + done.evidence.num_predictions_old
+        assert known < 2 * len(told.versions)
+        assert abs(done.evidence.new.num_units / done.evidence.old.num_units - 1) < 0.5
+        assert rolled.back() == old
+
+
+def run_root_of(settings: Settings) -> None:
+    """Let the application at `/` work on this storage."""
+    from ray import serve
+
+    builders = server.load_builders(settings)
+    environment = server.runtime_env(settings, str(freeze_code(settings)))
+    root = builders.build_root(builders.RootArguments(runtime_env=environment))
+    serve.run(root, name=ROOT_APP, route_prefix="/")
+
+
+def is_looked_at(rolled: Rolled) -> bool:
+    """Whether an A/B under way has counted some truths."""
+    found = rollout_files.find(rolled.settings, MODEL)
+    return found is not None and not found.is_over and found.evidence is not None
 
 
 class TestDeploysUnderLoad:

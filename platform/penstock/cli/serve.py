@@ -40,6 +40,28 @@ def deploy(
     shadow: Annotated[
         bool, typer.Option("--shadow", help="Score beside the old version; answer nobody.")
     ] = False,
+    ab: Annotated[
+        float | None,
+        typer.Option(
+            help="Compare both versions by `--outcome`, with this share (percent) for the new one, "
+            "until one is better.",
+            metavar="SHARE",
+        ),
+    ] = None,
+    outcome: Annotated[
+        str | None,
+        typer.Option(
+            help="What decides an A/B, of predictions with their truth: log_loss, brier, accuracy; "
+            "absolute_error, squared_error; truth (more is better), less_truth.",
+        ),
+    ] = None,
+    max_hold: Annotated[
+        str | None, typer.Option(help="An A/B that is undecided by then goes back [14d].")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="How often an A/B may find a difference where there is none [0.05]."),
+    ] = None,
     hold: Annotated[
         str | None, typer.Option(help="How long each share stays: 90s, 5m, 1h30m [5m].")
     ] = None,
@@ -68,37 +90,56 @@ def deploy(
 ) -> None:
     """Serve a model version; the one before answers until the new one does.
 
-    With --canary or --shadow both versions stand in every replica, and guards are watched.
+    With --canary, --shadow or --ab both versions stand in every replica, and guards are watched.
     """
     from penstock.registry.versions import resolve
     from penstock.settings import load_settings
     from penstock.training.declarations import load_model
 
     settings = load_settings()
-    of_a_rollout = (plan or None, hold, guard, split_by, min_answers, answer_within_ms)
-    if canary is None and not shadow:
-        if any(option is not None for option in of_a_rollout):
+    of_a_rollout = (plan or None, guard, split_by, answer_within_ms)
+    of_shares = (hold, min_answers)
+    of_an_ab = (outcome, max_hold, alpha)
+    if canary is None and not shadow and ab is None:
+        if any(option is not None for option in of_a_rollout + of_shares + of_an_ab):
             raise UserError(
-                "--plan, --hold, --guard, --split-by, --min-answers and --answer-within-ms are of "
-                "a rollout",
-                next_step="say --canary 5,25,50,100 or --shadow as well",
+                "--plan, --hold, --guard, --split-by, --min-answers, --answer-within-ms, "
+                "--outcome, --max-hold and --alpha are of a rollout",
+                next_step="say --canary 5,25,50,100, --shadow or --ab 50 as well",
             )
         _deploy_outright(settings, use_case, version, as_json=as_json)
         return
+    if ab is not None:
+        _refuse(of_shares, "--hold and --min-answers are of --canary and --shadow", "--max-hold")
+        if outcome is None:
+            from penstock.serving.outcomes import OUTCOMES
+
+            raise UserError(
+                "an A/B is decided by an outcome",
+                allowed=", ".join(OUTCOMES),
+                next_step="say which with --outcome",
+            )
+        if canary is not None or shadow:
+            raise UserError("--ab is a rollout of its own", next_step="leave --canary or --shadow")
+    else:
+        _refuse(of_an_ab, "--outcome, --max-hold and --alpha are of --ab", "--ab 50")
     from penstock.durations import parse_duration
     from penstock.serving.rolling import plan_rollout
     from penstock.serving.rollout import parse_guards, parse_shares
 
+    shares = (ab,) if ab is not None else () if canary is None else parse_shares(canary)
     made = plan_rollout(
         settings,
         resolve(settings, load_model(settings, use_case).name, version),
-        mode="shadow" if shadow else "canary",
-        shares_percent=() if canary is None else parse_shares(canary),
-        hold_s=parse_duration(hold or "5m"),
+        mode="ab" if ab is not None else "shadow" if shadow else "canary",
+        shares_percent=shares,
+        hold_s=parse_duration(hold or "5m") if ab is None else parse_duration(max_hold or "14d"),
         guards=parse_guards(guard or []),
         split_by=split_by,
         min_answers=min_answers,
         answer_within_ms=answer_within_ms,
+        outcome=outcome,
+        alpha=alpha,
     )
     if plan:
         emit(made, as_json=as_json, render=lambda out: _render_plan(out, made))
@@ -106,6 +147,11 @@ def deploy(
     if not as_json:
         _render_plan(stderr(), made)
     _roll_out(settings, use_case, made, as_json=as_json)
+
+
+def _refuse(options: tuple[object, ...], found: str, instead: str) -> None:
+    if any(option is not None for option in options):
+        raise UserError(found, next_step=f"leave it out, or say {instead}")
 
 
 def _deploy_outright(
@@ -186,6 +232,7 @@ def rollback(
 
 def rollout(use_case: UseCase, as_json: JsonFlag = False) -> None:
     """Show the last rollout of a use case's model: how far it is, or how it ended."""
+    from penstock.cli.ab_evidence import render_evidence
     from penstock.errors import NotFoundError
     from penstock.serving import rollout_files
     from penstock.settings import load_settings
@@ -199,6 +246,8 @@ def rollout(use_case: UseCase, as_json: JsonFlag = False) -> None:
 
     def render(out: Console) -> None:
         _render_plan(out, found.plan)
+        if found.evidence is not None:
+            render_evidence(out, found, found.evidence)
         moment = rollout_files.now()
         if found.is_over:
             how = f"over: {found.outcome}, {found.reason}"

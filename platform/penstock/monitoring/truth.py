@@ -5,16 +5,17 @@ from typing import Any
 
 import polars as pl
 
-from penstock.data import tables
 from penstock.data.contracts import EVENT_TIME
 from penstock.errors import NotFoundError
-from penstock.monitoring.truth_policy import match, resolve
 from penstock.progress import Progress, silent
 from penstock.records import Record
 from penstock.serving.feedback_collection import FEEDBACK, collect_feedback
-from penstock.serving.feedback_target import feedback_table
-from penstock.serving.log_collection import SERVED_AT, collect, predictions_table
+from penstock.serving.log_collection import collect
+from penstock.serving.truth_policy import resolve
+from penstock.serving.truths import all_feedback, each_prediction, matched, predictions_with_truth
 from penstock.settings import Settings
+
+__all__ = ["DELAY_QUANTILES", "FeedbackReport", "predictions_with_truth", "summarize"]
 
 DELAY_QUANTILES = (0.5, 0.9, 0.99)
 
@@ -50,20 +51,6 @@ class FeedbackReport(Record):
         return self.num_with_truth / self.num_predictions if self.num_predictions else None
 
 
-def predictions_with_truth(settings: Settings, use_case: str) -> pl.LazyFrame:
-    """Give every collected prediction, each once, with its truth or null.
-
-    Columns: those of the table `predictions`, and truth, known_at, num_feedback, is_contradicted;
-    see `truth_policy` for the rule.
-
-    Raises:
-        NotFoundError: no prediction was ever collected.
-    """
-    predictions = _predictions(settings, use_case)
-    truths = resolve(_matched(_feedback(settings, use_case), predictions))
-    return predictions.join(truths, on="prediction_id", how="left")
-
-
 def summarize(
     settings: Settings,
     use_case: str,
@@ -86,15 +73,17 @@ def summarize(
     """
     collect(settings, use_case, progress)
     collect_feedback(settings, use_case, progress)
-    feedback = _feedback(settings, use_case)
+    feedback = all_feedback(settings, use_case)
     try:
-        predictions = _predictions(settings, use_case).select("prediction_id", "as_of", "request")
+        predictions = each_prediction(settings, use_case).select(
+            "prediction_id", "as_of", "request"
+        )
     except NotFoundError:
         columns = {"prediction_id": pl.String(), "as_of": EVENT_TIME, "request": pl.String()}
         predictions = pl.LazyFrame(schema=pl.Schema(columns))
     progress("match", 0, 1, unit="steps")
-    matched = _matched(feedback, predictions).collect()
-    truths = resolve(matched.lazy())
+    pairs = matched(feedback, predictions).collect()
+    truths = resolve(pairs.lazy())
     said = [name for name in FEEDBACK if name not in ("received_at", "source")]
     rows = feedback.select(pl.len(), pl.struct(said).n_unique().alias("distinct")).collect()
     delay = pl.col("known_at") - pl.col("as_of")
@@ -125,25 +114,7 @@ def summarize(
         label_delay_s=label_delay.total_seconds(),
         num_feedback=num_feedback,
         num_repeated=num_feedback - num_distinct,
-        num_unmatched=num_feedback - matched["row"].n_unique(),
+        num_unmatched=num_feedback - pairs["row"].n_unique(),
         delay_s={q: us / 1e6 for q, us in quantiles.items() if us is not None},
         **counts,
     )
-
-
-def _predictions(settings: Settings, use_case: str) -> pl.LazyFrame:
-    # One that was answered a second time, because its replica died, stands twice with one id.
-    rows = tables.scan(settings, predictions_table(use_case)).sort(SERVED_AT)
-    return rows.unique("prediction_id", keep="first", maintain_order=True)
-
-
-def _feedback(settings: Settings, use_case: str) -> pl.LazyFrame:
-    table = feedback_table(use_case)
-    if not tables.exists(settings, table):
-        return FEEDBACK.to_frame().lazy().with_row_index("row")
-    return tables.scan(settings, table).with_row_index("row")
-
-
-def _matched(feedback: pl.LazyFrame, predictions: pl.LazyFrame) -> pl.LazyFrame:
-    names = feedback.select(pl.col("entity_names").drop_nulls().unique().sort()).collect()
-    return match(feedback, predictions, names["entity_names"].to_list())

@@ -21,7 +21,8 @@ from penstock.logs import redact
 from penstock.progress import Progress, silent
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
-from penstock.serving import application, deployments, rollout_files, server
+from penstock.serving import ab, application, deployments, rollout_files, server
+from penstock.serving.ab_policy import GUARD_WINDOW_S, decide_ab
 from penstock.serving.api_keys import own_token
 from penstock.serving.arm_counts import ArmCounts
 from penstock.serving.deploy import held, prepare, serve_again, standing
@@ -88,7 +89,7 @@ def plan_rollout(settings: Settings, version: ModelVersion, **choices: Any) -> R
     if before is None:
         raise UserError(
             f"nothing of {version.name} is served, so there is nothing to shift from",
-            next_step="deploy it without --canary or --shadow",
+            next_step="deploy it without --canary, --shadow or --ab",
         )
     left = rollout_files.find(settings, version.name)
     is_left = left is not None and not left.is_over and left.plan.to_version == version.version
@@ -119,6 +120,7 @@ def plan_rollout(settings: Settings, version: ModelVersion, **choices: Any) -> R
             next_step="see `penstock deploy --help`",
         ) from None
     _check_fields(plan, new=new, old=old)
+    ab.check_plan(settings, plan, new=new, old=old)
     return plan
 
 
@@ -200,11 +202,11 @@ class _Watch:
             self._report(f"going on with stage {rollout.stage + 1} of {plan.num_stages}")
         if rollout.phase != "finishing":
             # Until the replicas are there nobody looks at the guards.
-            self._save(share_percent=0.0)
+            self._save(share_percent=0.0, stretches=self._stretches())
             self._start_replicas()
             self._shift(rollout.stage)
         outcome = self._finish()
-        self._end(outcome, "every guard held")
+        self._end(outcome, self._rollout.reason or "every guard held")
         return self._rollout
 
     def go_back(self, error: BaseException) -> None:
@@ -251,11 +253,21 @@ class _Watch:
                     next_step=f"version {plan.from_version} serves on; see docs/serving.md",
                 )
             if decision.action == "finish":
+                self._save(reason=decision.reason)
                 return
             stage += 1
 
+    def _stretches(self) -> tuple[rollout_files.Stretch, ...]:
+        """Close the time that a killed process watched; what follows it is nobody's."""
+        rollout = self._rollout
+        if rollout.plan.mode != "ab" or not rollout.share_percent:
+            return rollout.stretches
+        return ab.stretches(rollout, rollout.watched_at)
+
     def _hold(self, stage: int, share: float) -> Decision:
         """Watch one share until it is over."""
+        if self._rollout.plan.mode == "ab":
+            return self._hold_ab()
         plan = self._rollout.plan
         started_s = time.monotonic()
         new_before, old_before = self._counts()
@@ -282,6 +294,42 @@ class _Watch:
             self._progress(f"{what}, {told}{waits}", held_s, round(plan.hold_s), unit="s")
             self._renew()
             time.sleep(rollout_files.LOOK_S)
+
+    def _hold_ab(self) -> Decision:
+        """Watch the guards until the truths have decided, or the time is over."""
+        plan = self._rollout.plan
+        looks = ab.Looks(self._settings, self._rollout)
+        window_s = time.monotonic()
+        new_before, old_before = self._counts()
+        try:
+            while True:
+                held_s = (now() - ab.began_at(self._rollout)).total_seconds()
+                evidence = looks.ask(self._rollout, held_s)
+                if evidence is not None:
+                    self._save(evidence=evidence)
+                new, old = self._counts()
+                decision = decide_ab(
+                    plan,
+                    held_s=held_s,
+                    new=new.minus(new_before),
+                    old=old.minus(old_before),
+                    evidence=self._rollout.evidence,
+                    is_last_look=looks.has_looked_since(plan.hold_s),
+                    asked_back=rollout_files.asked_back(self._settings, plan.model),
+                )
+                if decision.action != "hold":
+                    self._report(decision.reason)
+                    return decision
+                known = self._rollout.evidence
+                told = looks.problem or (known.words() if known else "no truth yet")
+                held = min(round(held_s), round(plan.hold_s))
+                self._progress(f"A/B: {told}", held, round(plan.hold_s), unit="s")
+                if time.monotonic() - window_s > GUARD_WINDOW_S:
+                    window_s, new_before, old_before = time.monotonic(), new, old
+                self._renew()
+                time.sleep(rollout_files.LOOK_S)
+        finally:
+            looks.close()
 
     def _finish(self) -> Any:
         rollout = self._rollout

@@ -16,8 +16,9 @@ from penstock.durations import as_duration
 from penstock.errors import UserError, unknown_name
 from penstock.records import Record
 from penstock.serving.arm_counts import ArmCounts
+from penstock.serving.outcomes import OUTCOMES, OutcomeName
 
-Mode = Literal["canary", "shadow"]
+Mode = Literal["canary", "shadow", "ab"]
 Measure = Literal[
     "error_rate", "p50_ms", "p99_ms", "missing_rate", "score_shift", "score_difference", "flip_rate"
 ]
@@ -82,7 +83,7 @@ class RolloutPlan(Record):
     shares_percent: tuple[float, ...] = Field(default=(), max_length=50)
     """Of the requests, one after the other; empty for a shadow, which answers nobody."""
     hold_s: float = Field(ge=0, le=30 * 86_400, allow_inf_nan=False)
-    """How long each share stays before the next."""
+    """How long each share stays before the next; of an A/B, how long it may go undecided."""
     guards: tuple[Guard, ...] = (Guard.parse(DEFAULT_GUARD),)
     min_answers: int = Field(default=1, ge=0)
     """A share stays until the new version has so many answers in it: silence proves nothing."""
@@ -90,6 +91,10 @@ class RolloutPlan(Record):
     """The field whose value decides: the same value stays with its version."""
     answer_within_ms: float = Field(default=250.0, gt=0, le=60_000)
     """The old version answers what the new one has not answered by then."""
+    outcome: OutcomeName | None = None
+    """What an A/B compares the versions by."""
+    alpha: float = Field(default=0.05, ge=1e-6, le=0.5)
+    """How often an A/B may find a difference where there is none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -97,7 +102,13 @@ class RolloutPlan(Record):
         if self.mode == "shadow":
             if shares:
                 raise ValueError("a shadow answers nobody, so it has no share")
+            if self.outcome is not None:
+                raise ValueError("a shadow answers nobody, so it has no outcome")
             return self
+        if (self.mode == "ab") != (self.outcome is not None):
+            raise ValueError("an A/B, and nothing else, is decided by an outcome")
+        if self.mode == "ab" and (len(shares) != 1 or not 0 < shares[0] < 100):
+            raise ValueError("an A/B has one share, above 0 and below 100 percent, such as 50")
         if not shares or any(not 0 < share <= 100 for share in shares):
             raise ValueError("shares are percent above 0 and up to 100, such as 5,25,50,100")
         if any(after <= before for before, after in pairwise(shares)):
@@ -129,6 +140,8 @@ class RolloutPlan(Record):
         if self.mode == "shadow":
             lines.append(f"{new} scores what {old} answers, and answers nobody; {hold}")
             lines.append(f"stop {new}; {old} serves on")
+        elif self.outcome is not None:
+            lines += self._ab_steps(self.outcome)
         else:
             for share in self.shares_percent:
                 lines.append(f"{share:g} % of {self.split_by} to {new}; {hold}")
@@ -136,6 +149,18 @@ class RolloutPlan(Record):
         guards = " and ".join(map(str, self.guards)) or "no guard"
         lines.append(f"at every moment: {guards}, else {old} answers everything within seconds")
         return tuple(lines)
+
+    def _ab_steps(self, outcome: OutcomeName) -> list[str]:
+        old, new = f"version {self.from_version}", f"version {self.to_version}"
+        words = OUTCOMES[outcome].words
+        return [
+            f"{self.shares_percent[0]:g} % of {self.split_by} to {new}",
+            "collect predictions and their truths now and then, and compare the versions by "
+            f"{outcome}, {words}: once for each {self.split_by}",
+            f"as soon as one is better (alpha {self.alpha:g}, at every moment): replace the "
+            f"replicas by those of it alone; undecided after {as_duration(self.hold_s)}: by "
+            f"those of {old}",
+        ]
 
 
 class Decision(Record):
@@ -164,12 +189,9 @@ def decide(
         old: what the old version did in this stage.
         asked_back: somebody's reason to give up; None: nobody asks.
     """
-    if asked_back is not None:
-        return Decision(action="back", reason=asked_back)
-    for guard in plan.guards:
-        broken = judge(guard, new=new, old=old)
-        if broken is not None:
-            return Decision(action="back", reason=broken)
+    taken_back = why_back(plan, new=new, old=old, asked_back=asked_back)
+    if taken_back is not None:
+        return taken_back
     left_s = plan.hold_s - held_s
     if left_s > 0:
         return Decision(action="hold", reason=f"{as_duration(math.ceil(left_s))} to go")
@@ -179,6 +201,19 @@ def decide(
     if stage + 1 < plan.num_stages:
         return Decision(action="advance", reason="every guard held")
     return Decision(action="finish", reason="every guard held")
+
+
+def why_back(
+    plan: RolloutPlan, *, new: ArmCounts, old: ArmCounts, asked_back: str | None
+) -> Decision | None:
+    """Give the way back where somebody asks for it or a guard is broken."""
+    if asked_back is not None:
+        return Decision(action="back", reason=asked_back)
+    for guard in plan.guards:
+        broken = judge(guard, new=new, old=old)
+        if broken is not None:
+            return Decision(action="back", reason=broken)
+    return None
 
 
 def judge(guard: Guard, *, new: ArmCounts, old: ArmCounts) -> str | None:

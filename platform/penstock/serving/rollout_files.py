@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from penstock.files import write_whole
 from penstock.records import Record
+from penstock.serving.ab_policy import Evidence
 from penstock.serving.arm_counts import ArmCounts
 from penstock.serving.deployments import Deployment
 from penstock.serving.rollout import RolloutPlan
@@ -27,6 +28,13 @@ LEASE_S = 10.0
 """A rollout that nobody has watched for so long gives the new version nothing: a guard that nobody
 looks at is none."""
 LOOK_S = 0.5
+
+
+class Stretch(Record):
+    """A time in which the new version had its share."""
+
+    since: datetime
+    until: datetime
 
 
 class Rollout(Record):
@@ -44,6 +52,10 @@ class Rollout(Record):
     watched_at: datetime
     outcome: Literal["served", "shadowed", "back"] | None = None
     reason: str | None = None
+    evidence: Evidence | None = None
+    """Of an A/B: what its last look found."""
+    stretches: tuple[Stretch, ...] = ()
+    """Of an A/B whose process was killed: the times before the present one that it was watched."""
 
     @property
     def is_over(self) -> bool:

@@ -63,7 +63,7 @@ class TestShow:
         for text in (
             "800 (80.0%)",
             "790 (87.8%)",
-            "q 0.5 24h, q 0.9 1h; declared delay: 168h",
+            "q 0.5 24h, q 0.9 1h; declared delay: 7d",
             "900 feedback: 5 repeated, 12 of no known prediction",
             "4 truths came later than declared",
             "3 predictions were told different truths",

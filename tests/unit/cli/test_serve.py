@@ -1,6 +1,7 @@
 """What the commands around a rollout refuse before a job starts, give to it, and show."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -13,8 +14,10 @@ from penstock.errors import NotFoundError, UserError
 from penstock.registry import versions
 from penstock.registry.versions import ModelVersion
 from penstock.serving import deployments, rollout_files
+from penstock.serving.ab_policy import Evidence
 from penstock.serving.rollout import RolloutPlan
 from penstock.serving.rollout_files import LEASE_S, Rollout, now
+from penstock.serving.sequential import ArmMoments
 from penstock.settings import Settings
 
 Run = Callable[..., str]
@@ -83,10 +86,16 @@ class TestPlan:
         assert (plan.mode, plan.split_by, plan.shares_percent) == ("shadow", "amount", ())
         assert [*map(str, plan.guards)] == ["error_rate<0.01"]
 
+    def test_of_an_ab_it_says_by_what_and_until_when(self, run_in: Run, served, jobs):
+        told = run_in("deploy", "dam", "--ab", "50", "--outcome", "brier", "--plan")
+        assert told.startswith("ab of spills: version 1 to 2\n")
+        assert "undecided after 14d: by those of version 1" in told
+        assert jobs == {}
+
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (("--plan",), "say --canary 5,25,50,100 or --shadow"),
+            (("--plan",), "say --canary 5,25,50,100, --shadow or --ab 50"),
             (("--canary", "5,x"), "are no numbers"),
             (("--canary", ""), "are no numbers"),
             (("--canary", "50,5"), "each share must be above"),
@@ -98,6 +107,12 @@ class TestPlan:
             (("--canary", "5", "--split-by", "city"), "no field 'city'"),
             (("--canary", "5", "--answer-within-ms", "0"), "greater than 0"),
             (("--canary", "5", "--version", "1"), "is served already"),
+            (("--outcome", "brier"), "are of a rollout"),
+            (("--ab", "50"), "log_loss, brier, accuracy"),
+            (("--ab", "50", "--outcome", "brier", "--hold", "5m"), "or say --max-hold"),
+            (("--ab", "50", "--outcome", "brier", "--shadow"), "a rollout of its own"),
+            (("--canary", "5", "--alpha", "0.1"), "are of --ab"),
+            (("--ab", "0", "--outcome", "brier"), "above 0 and below 100"),
         ],
     )
     def test_what_cannot_be_rolled_out_is_refused_before_a_job_starts(
@@ -127,6 +142,49 @@ class TestDeploy:
         jobs["answer"] = rollout_of(served)
         done = json.loads(run_in("deploy", "dam", "--canary", "5,100", "--json"))
         assert (done["id"], done["outcome"]) == ("r1", "served")
+
+
+class TestAb:
+    """What `penstock rollout` says of one; its plan is held to real packages elsewhere."""
+
+    @staticmethod
+    def told(run_in: Run, served, project, *, units: int, mean: float, **changes: Any) -> str:
+        plan = rollout_of(served).plan.model_copy(
+            update={"mode": "ab", "shares_percent": (50.0,), "outcome": "brier"}
+        )
+        new, old = (
+            ArmMoments(
+                num_units=units, num_outcomes=2 * units, mean=m, variance=1, outcome_variance=1
+            )
+            for m in (mean, 0.5)
+        )
+        found = Evidence.of(plan, new=new, old=old, num_predictions=(2_000, 2_100), looked_s=600)
+        state = {"phase": "shifting", "share_percent": 50.0, "outcome": None, "evidence": found}
+        rollout_files.write(project, rollout_of(served, plan=plan, **{**state, **changes}))
+        return run_in("rollout", "dam")
+
+    def test_undecided_it_shows_both_arms_and_what_is_missing(
+        self, run_in: Run, served, empty_project
+    ):
+        told = self.told(run_in, served, empty_project, units=900, mean=0.4)
+        assert re.search(r"1 +2,100 +1,800 +900 +0\.5 *\n", told)
+        assert re.search(r"2 +2,000 +1,800 +900 +0\.4 *\n", told)
+        assert re.search(r"difference \(new - old\): -0\.1, in \[-0\.\d+, \+0\.\d+\]", told)
+        assert "at every moment with 0.95; p 0." in told
+        assert re.search(r"undecided: truths of some [\d,]+ more STATION would decide", told)
+        assert "as of 10m" in told
+        assert json.loads(run_in("rollout", "dam", "--json"))["evidence"]["alpha"] == 0.05
+
+    def test_decided_it_says_which(self, run_in: Run, served, empty_project):
+        assert "version 2 is better" in self.told(
+            run_in, served, empty_project, units=900, mean=0.1
+        )
+
+    def test_of_too_few_it_says_how_many_are_missing(self, run_in: Run, served, empty_project):
+        told = self.told(run_in, served, empty_project, units=30, mean=0.1)
+        assert "too few: truths of 140 more STATION are missing" in told
+        told = self.told(run_in, served, empty_project, units=900, mean=0.5)
+        assert "no telling how many truths are missing" in told
 
 
 class TestRollout:

@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,23 @@ from penstock.errors import (
 )
 from penstock.locks import exclusive
 from penstock.registry.versions import ModelVersion
-from penstock.serving import application, deployments, rolling, rollout_files, server, way_back
+from penstock.serving import (
+    ab,
+    application,
+    deployments,
+    rolling,
+    rollout_files,
+    server,
+    way_back,
+)
+from penstock.serving.ab_policy import Evidence
 from penstock.serving.arm_counts import ArmCounts
 from penstock.serving.deploy import deploy, lock_path
 from penstock.serving.deployments import Deployment
 from penstock.serving.rolling import plan_rollout, roll_out
 from penstock.serving.rollout import RolloutPlan, parse_guards
 from penstock.serving.rollout_files import Rollout
+from penstock.serving.sequential import ArmMoments
 from penstock.serving.trial import TrialArguments
 from penstock.serving.way_back import roll_back
 from penstock.settings import Settings
@@ -254,6 +265,106 @@ class TestShadowed:
         guards = parse_guards(["flip_rate<0.1"])
         with pytest.raises(GateRefusedError, match=r"flip_rate<0\.1 is broken"):
             serve.roll_out(mode="shadow", shares_percent=(), guards=guards)
+
+
+AB = {"mode": "ab", "shares_percent": (50,), "hold_s": 60.0, "outcome": "brier"}
+BAD_HALF = ArmMoments(num_units=500, num_outcomes=500, mean=0.5, variance=1, outcome_variance=1)
+
+
+class TestAb:
+    """The statistics are `sequential`'s; here a look finds one version better, or none."""
+
+    @pytest.fixture
+    def plan(self, serve: Serve) -> RolloutPlan:
+        named = {"model": "spills", "from_version": 1, "to_version": 2, "split_by": "STATION"}
+        return RolloutPlan.model_validate({**named, **AB})
+
+    @pytest.fixture
+    def truths(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+        """The new version's mean; the old one's is 0.5, and less is better."""
+        means = {"new": 0.5}
+
+        def look(_: Settings, rollout: Rollout, __: object) -> Evidence:
+            new = BAD_HALF.model_copy(update={"mean": means["new"]})
+            seen = (500, 500)
+            return Evidence.of(
+                rollout.plan, new=new, old=BAD_HALF, num_predictions=seen, looked_s=9
+            )
+
+        monkeypatch.setattr(ab, "look", look)
+        return means
+
+    def test_the_better_new_version_takes_over(self, serve: Serve, plan, truths):
+        truths["new"] = 0.0
+        done = serve.roll_out(plan)
+        assert (done.outcome, done.evidence.is_new_better) == ("served", True)
+        assert done.reason.startswith("version 2 is better: brier 0 against 0.5")
+        assert serve.calls == [BOTH, TWO]
+        assert set(serve.shares) == {0, 50}
+        end = list(audit.records(serve.settings))[-1]
+        assert (end.action, end.facts["reason"]) == ("rollout.served", done.reason)
+
+    def test_the_better_old_version_stays(self, serve: Serve, plan, truths):
+        truths["new"] = 1.0
+        with pytest.raises(GateRefusedError, match="taken back: version 1 is better"):
+            serve.roll_out(plan)
+        assert serve.calls == [BOTH, ONE]
+        assert (serve.rollout.outcome, serve.stands.version) == ("back", 1)
+
+    def test_undecided_the_old_one_stays(self, serve: Serve, plan, truths):
+        with pytest.raises(GateRefusedError, match=r"no difference found: in 0.05s, brier 0.5"):
+            serve.roll_out(plan.model_copy(update={"hold_s": 0.05}))
+        assert serve.stands.version == 1
+
+    def test_a_guard_that_breaks_comes_before_any_truth(self, serve: Serve, plan, truths):
+        truths["new"] = 0.0
+        serve.each_look = ArmCounts(num_errors=2)
+        with pytest.raises(GateRefusedError, match=r"error_rate<0\.01 is broken"):
+            serve.roll_out(plan)
+
+    @pytest.mark.parametrize(("window_s", "is_seen"), [(0.0, True), (300.0, False)])
+    def test_a_version_that_breaks_late_has_no_earlier_answers_to_its_name(
+        self, serve: Serve, plan, truths, monkeypatch, window_s: float, is_seen: bool
+    ):
+        monkeypatch.setattr(rolling, "GUARD_WINDOW_S", window_s)
+        serve.each_look = ArmCounts(num_answers=1_000_000)
+
+        def break_later() -> None:
+            if len(serve.shares) > 6:
+                serve.each_look = ArmCounts(num_errors=30)
+            if len(serve.shares) > 12:
+                rollout_files.ask_back(serve.settings, "spills", "nobody saw it")
+
+        serve.on_look = break_later
+        seen = "error_rate" if is_seen else "nobody saw it"
+        with pytest.raises(GateRefusedError, match=seen):
+            serve.roll_out(plan)
+
+    def test_one_that_was_killed_goes_on_and_nobody_counts_in_between(
+        self, serve: Serve, plan, truths
+    ):
+        truths["new"] = 0.0
+        began = rollout_files.now() - timedelta(hours=1)
+        watched = began + timedelta(minutes=1)
+        times = {"stage_started_at": began, "watched_at": watched}
+        serve.leave(plan, share_percent=50.0, **times)
+        done = serve.roll_out(plan.model_copy(update={"hold_s": 60.0}))
+        assert (done.id, done.outcome) == ("left", "served")
+        assert done.stretches == (rollout_files.Stretch(since=began, until=watched),)
+        assert done.stage_started_at > watched
+
+    def test_killed_twice_before_it_had_its_share_again_it_has_one_gap(
+        self, serve: Serve, plan, truths
+    ):
+        truths["new"] = 0.0
+        began = rollout_files.now() - timedelta(hours=1)
+        first = rollout_files.Stretch(since=began, until=began + timedelta(minutes=1))
+        serve.leave(plan, share_percent=0.0, stage_started_at=began, stretches=(first,))
+        assert serve.roll_out(plan).stretches == (first,)
+
+    def test_one_that_was_decided_says_why_after_a_kill_too(self, serve: Serve, plan, truths):
+        serve.leave(plan, phase="finishing", share_percent=50.0, reason="version 2 is better")
+        assert serve.roll_out(plan).reason == "version 2 is better"
 
 
 class TestBack:

@@ -116,6 +116,12 @@ class TestPlan:
             ({"guards": parse_guards(["flip_rate<0.1"])}, "a shadow has only"),
             ({"hold_s": math.inf}, "finite"),
             ({"answer_within_ms": 0}, "greater than 0"),
+            ({"outcome": "brier"}, "decided by an outcome"),
+            ({"mode": "ab", "shares_percent": (50,)}, "decided by an outcome"),
+            ({"mode": "ab", "outcome": "brier", "shares_percent": (5, 50)}, "one share"),
+            ({"mode": "ab", "outcome": "brier", "shares_percent": (100,)}, "below 100"),
+            ({"mode": "shadow", "shares_percent": (), "outcome": "brier"}, "has no outcome"),
+            ({"alpha": 0.9}, "less than or equal to 0.5"),
         ],
     )
     def test_what_contradicts_itself_is_refused(self, changes: dict[str, Any], words: str):
@@ -130,6 +136,15 @@ class TestPlan:
         assert "version 2 scores what version 1 answers, and answers nobody" in told
         assert "no guard" in told
         assert "% of" not in told
+
+    def test_an_ab_says_by_what_and_until_when(self):
+        plan = plan_of(mode="ab", outcome="brier", shares_percent=(20,), hold_s=14 * 86_400)
+        told = "\n".join(plan.steps())
+        assert "20 % of STATION to version 2\n" in told
+        assert "by brier, the squared distance of score and truth: once for each STATION" in told
+        assert "alpha 0.05, at every moment" in told
+        assert "undecided after 14d: by those of version 1" in told
+        assert "error_rate<0.01, else version 1 answers everything" in told
 
     def test_a_shadow_is_one_stage_without_a_share(self):
         assert (shadow_of().num_stages, shadow_of().share_percent(0)) == (1, 0.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.monitoring.truth_policy import match, resolve
+from penstock.serving.truth_policy import match, resolve
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 TIME = pl.Datetime("us", "UTC")

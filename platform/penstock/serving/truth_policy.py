@@ -39,7 +39,7 @@ def match(
     parts = [feedback.select(told).join(known, on="prediction_id", how="semi")]
     for names in names_in_use:
         keys = [f"key_{number}" for number, _ in enumerate(orjson.loads(names))]
-        paths = dict(zip(keys, map(_path, orjson.loads(names)), strict=True))
+        paths = dict(zip(keys, map(json_path, orjson.loads(names)), strict=True))
         about = feedback.filter(pl.col("entity_names") == names)
         # Before their JSON is read: most predictions are of times that nobody asks about.
         candidates = predictions.join(
@@ -56,7 +56,8 @@ def match(
     return pl.concat(parts)
 
 
-def _path(name: str) -> str:
+def json_path(name: str) -> str:
+    """Say where a field stands in a JSON object, for `str.json_path_match`."""
     return "$['" + name.replace("\\", "\\\\").replace("'", "\\'") + "']"
 
 
