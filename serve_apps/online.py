@@ -68,6 +68,7 @@ def build(arguments: OnlineArguments) -> Application:
         logging_config=_LOGGING,
         ray_actor_options={
             "num_cpus": policy.num_cpus_per_replica,
+            "num_gpus": policy.num_gpus_per_replica,
             "runtime_env": arguments.runtime_env,
         },
         **scaling,

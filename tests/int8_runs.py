@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from penstock.features.training_set import load_training_set, read_training_set
 from penstock.handover import Int8
 from penstock.registry.package import Bundle, read_bundle
+from penstock.settings import Settings
 from penstock.training import bundle, kept_rows, preprocessing
 from penstock.training.declarations import (
     Estimator,
@@ -24,6 +26,7 @@ from penstock.training.estimators import families
 from penstock.training.estimators.base import FitJob
 from penstock.training.run_record import declaration
 from penstock.training.validation import DAY_COLUMN, Examples
+from small_model import SmallRun
 
 NAMES = tuple(f"level_{place}" for place in range(12))
 WIDE = TorchMLP(hidden_sizes=(512, 512), num_epochs=4, batch_size=500, learning_rate=3e-3)
@@ -106,3 +109,29 @@ def leave_run(
     )
     kept_rows.keep(folder / "run", model, test)
     return read_bundle(folder / "run/bundle", model="spills")
+
+
+def put_net_in_place(settings: Settings, run: SmallRun, estimator: Estimator, int8: Int8) -> None:
+    """Make a small run one of a net on the same training set, with test rows, that declares int8."""
+    rows = read_training_set(load_training_set(settings, run.training_set_id))
+    folder = Path(run.bundle_path)
+    signature = json.loads((folder / "signature.json").read_bytes())
+    facts = json.loads((folder / "training.json").read_bytes())
+    names = tuple(signature["feature_names"])
+    features = rows.select(names).cast(float).fill_null(np.nan).to_numpy()
+    labels = rows[signature["label"]].to_numpy().astype(np.int8)
+    scaling = preprocessing.fit(features, feature_names=names)
+    job = FitJob(name="fit", checkpoints=folder)
+    fitted = families.fit_here(estimator, scaling.apply(features), labels, job)
+    model = model_of(estimator, int8)
+    bundle.write(
+        folder,
+        preprocessing=scaling,
+        fitted=fitted,
+        graph=bundle.assemble(scaling, fitted),
+        signature={**signature, "serving": model.serving.model_dump(mode="json")},
+        training={**facts, "declaration": declaration(model, "net")},
+    )
+    days = pl.DataFrame({DAY_COLUMN: [date(2024, 2, 1)] * len(rows)})
+    test = Examples(features=features, labels=labels, frame=days)
+    kept_rows.keep(folder.parent, model, test)

@@ -41,6 +41,8 @@ class ServingPolicy(Record):
     downscale_delay_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     """How long fewer must have sufficed before one stops."""
     num_cpus_per_replica: float = Field(default=1.0, gt=0)
+    num_gpus_per_replica: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Above 0 the graph runs on a GPU, of which a replica gets this share or number."""
     max_requests_in_flight: int = Field(default=768, ge=1)
     """Requests that one replica works on or keeps waiting; one more is answered 503."""
     max_batch_size: int = Field(default=256, ge=1)
@@ -53,4 +55,15 @@ class ServingPolicy(Record):
     def _check_replicas(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be below min_replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.num_gpus_per_replica > 1 and self.num_gpus_per_replica % 1:
+            raise ValueError("num_gpus_per_replica above 1 must be a whole number: Ray asks for it")
+        if self.num_gpus_per_replica and self.quantization is not None:
+            raise ValueError(
+                "quantization is made for CPUs and measured on one: leave it out, or "
+                "num_gpus_per_replica"
+            )
         return self

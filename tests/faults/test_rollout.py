@@ -21,7 +21,7 @@ from cases import some_slow
 from http_requests import JSON, send
 from penstock.cluster.ingress import ingress_ports
 from penstock.cluster.local import LocalCluster
-from penstock.errors import ClusterError, GateRefusedError, IntegrityError
+from penstock.errors import ClusterError, GateRefusedError, IntegrityError, UserError
 from penstock.registry.versions import ModelVersion
 from penstock.serving import rollout_files, server
 from penstock.serving.deploy import deploy, find_deployment, undeploy
@@ -310,6 +310,17 @@ class TestKilledIngress:
         assert asked.lost
 
 
+class TestGpus:
+    def test_a_version_for_gpus_is_refused_at_once_where_ray_has_none(self, rolled: Rolled):
+        old, asks = rolled.serving, rolled.register(num_gpus_per_replica=1)
+        with callers(rolled.port, MODEL) as asked:
+            with pytest.raises(UserError, match="this Ray has no GPU"):
+                rolled.deploy(asks)
+            wait_for(lambda: asked.answers)
+        assert asked.lost == []
+        assert asked.versions() == {rolled.serving} == {old}
+
+
 class TestScaling:
     @pytest.mark.slow
     def test_a_burst_gets_a_second_replica_in_seconds_and_none_is_lost_both_ways(
@@ -341,7 +352,8 @@ class TestScaling:
             took["after the burst, until one was enough"] = time.monotonic() - started_s
             wait_for(lambda: len(replica_pids()) == 1)
             time.sleep(5)
-        print({what: round(s, 1) for what, s in took.items()}, len(burst.answers))
+        told = {what: round(s, 1) for what, s in took.items()}
+        print(told, len(burst.answers))  # noqa: T201  # docs/serving.md has these numbers
         assert (burst.lost, always.lost) == ([], [])
         assert always.versions() | burst.versions() == {scales.version}
         assert rolled.back() == old

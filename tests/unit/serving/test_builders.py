@@ -33,6 +33,12 @@ def config(builders: ModuleType, **policy: Any) -> DeploymentConfig:
     return built(builders, **policy)._deployment_config
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+def test_a_replica_asks_ray_for_its_gpus(builders, share: float):
+    made = built(builders, num_gpus_per_replica=share)
+    assert made.ray_actor_options["num_gpus"] == share
+
+
 def test_one_number_of_replicas_does_not_scale(builders):
     made = config(builders, min_replicas=2, max_replicas=2)
     assert (made.num_replicas, made.autoscaling_config) == (2, None)
