@@ -30,5 +30,5 @@ def gpus_of_nodes() -> list[float]:
     """How many GPUs each living node of the Ray in use has."""
     import ray
 
-    nodes: list[dict[str, Any]] = ray.nodes()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray left it so
     return [float(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
