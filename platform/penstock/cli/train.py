@@ -124,7 +124,7 @@ def _render_trained(console: Console, result: Mapping[str, Any], metrics: list[s
     table.add_row("fit, s", *(f"{each['run']['fit_s']:.1f}" for each in trained))
     console.print(table)
     for each in trained:
-        if decided := each["version"]["facts"].get("quantization"):
+        if decided := each["version"].get("facts", {}).get("quantization"):
             told = f"version {each['version']['version']} is {decided}"
             console.print(told, highlight=False, soft_wrap=True)
     last = trained[-1]
