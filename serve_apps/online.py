@@ -53,13 +53,7 @@ def build(arguments: OnlineArguments) -> Application:
     policy = arguments.serving
     scaling: dict[str, Any] = {"num_replicas": policy.min_replicas}
     if policy.max_replicas > policy.min_replicas:
-        scaling = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=policy.min_replicas,
-                max_replicas=policy.max_replicas,
-                target_ongoing_requests=policy.target_ongoing_requests,
-            )
-        }
+        scaling = {"autoscaling_config": _autoscaling(policy)}
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="replica",
@@ -76,6 +70,7 @@ def build(arguments: OnlineArguments) -> Application:
         logging_config=_LOGGING,
         ray_actor_options={
             "num_cpus": policy.num_cpus_per_replica,
+            "num_gpus": policy.num_gpus_per_replica,
             "runtime_env": arguments.runtime_env,
         },
         **scaling,
@@ -89,6 +84,22 @@ def build(arguments: OnlineArguments) -> Application:
         trial=arguments.trial,
     )
     return deployment.bind(replica.model_dump())
+
+
+def _autoscaling(policy: ServingPolicy) -> AutoscalingConfig:
+    """Say when there are more replicas, and when fewer."""
+    return AutoscalingConfig(
+        min_replicas=policy.min_replicas,
+        max_replicas=policy.max_replicas,
+        target_ongoing_requests=policy.target_ongoing_requests,
+        upscale_delay_s=policy.upscale_delay_s,
+        downscale_delay_s=policy.downscale_delay_s,
+        # With Serve's 10 s and 30 s a burst would be over before its mean says that it is one.
+        # A replica tells its count twice a second, a message of some hundred bytes; of the last
+        # three seconds a mean is taken, so that one large request is no burst.
+        metrics_interval_s=0.5,
+        look_back_period_s=3.0,
+    )
 
 
 def build_root(arguments: RootArguments) -> Application:

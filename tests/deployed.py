@@ -35,13 +35,20 @@ def version(path: Path, number: int = 1, digest: str = "0" * 64) -> ModelVersion
 
 
 def sealed(
-    settings: Settings, number: int, *, fields: Sequence[dict[str, str]] | None = None
+    settings: Settings,
+    number: int,
+    *,
+    fields: Sequence[dict[str, str]] | None = None,
+    **serving: Any,
 ) -> ModelVersion:
     """Seal a version of `spills`; `fields` are its requests', where they are not the bundle's."""
     bundle = write_bundle(settings.project_root / f"bundle-{number}")
+    file = bundle / "signature.json"
+    signature = json.loads(file.read_text())
+    signature["serving"] |= serving
     if fields is not None:
-        file = bundle / "signature.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "request_fields": fields}))
+        signature["request_fields"] = fields
+    file.write_text(json.dumps(signature))
     folder = settings.models_path / "spills" / str(number)
     manifest = seal(
         read_bundle(bundle, model="spills"), folder, settings, version=number, card="# card"

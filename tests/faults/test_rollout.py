@@ -24,7 +24,7 @@ from feedback import post
 from http_requests import JSON, send
 from penstock.cluster.ingress import ingress_ports
 from penstock.cluster.local import LocalCluster
-from penstock.errors import ClusterError, GateRefusedError, IntegrityError
+from penstock.errors import ClusterError, GateRefusedError, IntegrityError, UserError
 from penstock.registry.versions import ModelVersion
 from penstock.serving import ab_policy, rollout_files, server
 from penstock.serving.code import freeze_code
@@ -123,6 +123,15 @@ def replica_pids() -> list[int]:
     application = _get_global_client().get_serve_details()["applications"][MODEL]
     (deployment,) = application["deployments"].values()
     return sorted(r["pid"] for r in deployment["replicas"] if r["state"] == "RUNNING")
+
+
+def num_wanted() -> int:
+    """How many replicas Serve aims at."""
+    from ray.serve.context import _get_global_client
+
+    application = _get_global_client().get_serve_details()["applications"][MODEL]
+    (deployment,) = application["deployments"].values()
+    return int(deployment["target_num_replicas"])
 
 
 class TestRollout:
@@ -438,6 +447,55 @@ class TestKilledIngress:
         assert ingress_pid(rolled.port) != killed
         # It takes the requests along that it had in hand, and nobody is let in before the next.
         assert asked.lost
+
+
+class TestGpus:
+    def test_a_version_for_gpus_is_refused_at_once_where_ray_has_none(self, rolled: Rolled):
+        old, asks = rolled.serving, rolled.register(num_gpus_per_replica=1)
+        with callers(rolled.port, MODEL) as asked:
+            with pytest.raises(UserError, match="this Ray has no GPU"):
+                rolled.deploy(asks)
+            wait_for(lambda: asked.answers)
+        assert asked.lost == []
+        assert asked.versions() == {rolled.serving} == {old}
+
+
+class TestScaling:
+    @pytest.mark.slow
+    def test_a_burst_gets_a_second_replica_in_seconds_and_none_is_lost_both_ways(
+        self, rolled: Rolled
+    ):
+        # Each request waits a little for others, so that those of a burst are in flight together.
+        scales = rolled.register(
+            max_replicas=2,
+            target_ongoing_requests=4,
+            batch_wait_s=0.1,
+            downscale_delay_s=3.0,
+            num_cpus_per_replica=0.1,
+        )
+        old = rolled.serving
+        rolled.deploy(scales)
+        with callers(rolled.port, MODEL, threads=1, pause_s=0.2) as always:
+            wait_for(lambda: len(replica_pids()) == 1)
+            took = {}
+            with callers(rolled.port, MODEL, threads=16, pause_s=0) as burst:
+                started_s = time.monotonic()
+                # Serve's default delay alone is 30 s.
+                wait_for(lambda: num_wanted() == 2, timeout_s=25)
+                took["until a second one was wanted"] = time.monotonic() - started_s
+                wait_for(lambda: len(replica_pids()) == 2)
+                took["until it ran"] = time.monotonic() - started_s
+                time.sleep(2)
+            started_s = time.monotonic()
+            wait_for(lambda: num_wanted() == 1)
+            took["after the burst, until one was enough"] = time.monotonic() - started_s
+            wait_for(lambda: len(replica_pids()) == 1)
+            time.sleep(5)
+        told = {what: round(s, 1) for what, s in took.items()}
+        print(told, len(burst.answers))  # noqa: T201  # docs/serving.md has these numbers
+        assert (burst.lost, always.lost) == ([], [])
+        assert always.versions() | burst.versions() == {scales.version}
+        assert rolled.back() == old
 
 
 class TestKilledReplicas:

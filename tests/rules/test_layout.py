@@ -18,7 +18,8 @@ DOORS = {
     "feast": {"features/"},
     "mlflow": {"training/tracking.py", "registry/versions.py"},
     # What is exported runs where there is no Penstock.
-    "onnxruntime": {"scorer.py", "registry/edge/predict.py"},
+    # Its quantiser is a tool of its own, for registrations alone.
+    "onnxruntime": {"scorer.py", "registry/edge/predict.py", "registry/int8_graph.py"},
 }
 
 

@@ -123,6 +123,10 @@ def _render_trained(console: Console, result: Mapping[str, Any], metrics: list[s
         table.add_row(name, *(_measured(each["run"], name) for each in trained))
     table.add_row("fit, s", *(f"{each['run']['fit_s']:.1f}" for each in trained))
     console.print(table)
+    for each in trained:
+        if decided := each["version"].get("facts", {}).get("quantization"):
+            told = f"version {each['version']['version']} is {decided}"
+            console.print(told, highlight=False, soft_wrap=True)
     last = trained[-1]
     run = last["run"]
     console.print(counts_text(run), soft_wrap=True)

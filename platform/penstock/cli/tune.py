@@ -198,6 +198,8 @@ def _render(console: Console, result: Mapping[str, Any], metrics: list[str]) -> 
         markup=False,
     )
     console.print(f"pictures: {tuning.pictures[-1]}", highlight=False, soft_wrap=True)
+    if decided := result["version"].get("facts", {}).get("quantization"):
+        console.print(f"version {version} is {decided}", highlight=False, soft_wrap=True)
     console.print(
         f"version {version} ({run['estimator']}) is the challenger; next: penstock models promote "
         f"{run['model']}",

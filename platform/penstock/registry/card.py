@@ -14,7 +14,12 @@ Lines = list[str]
 
 
 def render_card(
-    signature: Signature, training: Mapping[str, Any], agreement: Agreement, *, version: int
+    signature: Signature,
+    training: Mapping[str, Any],
+    agreement: Agreement,
+    *,
+    version: int,
+    quantization: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the card of a version from what its run recorded; nothing in it is made up."""
     declared = training.get("declaration", {})
@@ -26,6 +31,7 @@ def render_card(
         ("Metrics, on data later than the training data", _metrics(training, declared)),
         ("Metrics by slice", _slices(training.get("slices", []), primary)),
         ("Calibration, on the test rows", _calibration(training.get("calibration"))),
+        ("Served in int8 or not", _quantization(quantization)),
         ("Limits", _limits(signature, agreement, declared)),
         ("Lineage, from an answer back to its sources", _lineage(signature, training, version)),
         ("What it ran on", _ground(training)),
@@ -137,6 +143,27 @@ def _calibration(bins: Mapping[str, Sequence[float]] | None) -> Lines:
         ["mean score of the bin", "mean label", "rows"],
         [[f"{score:.4f}", f"{label:.4f}", f"{int(count):,}"] for score, label, count in rows],
     )
+
+
+def _quantization(decided: Mapping[str, Any] | None) -> Lines:
+    if decided is None:
+        return []
+    evidence = decided["evidence"]
+    if evidence is None:
+        return [f"- {decided['reason']}"]
+    rows = [
+        [f"{each['num_rows']:,}", f"{each['float_us']:.0f}", f"{each['int8_us']:.0f}"]
+        for each in evidence["latencies"]
+    ]
+    is_served = "The graph in int8 is a step away from what the metrics above and the agreement "
+    return [
+        f"- {decided['reason']}",
+        f"- on {evidence['num_rows']:,} test rows, {evidence['num_layers']} layers in int8; scores "
+        f"differ by {evidence['max_score_difference']:.2g} at most",
+        *([f"- {is_served}below were measured on: the graph in float32."] * decided["is_served"]),
+        "",
+        *_table(["rows of a batch", "float32, µs", "int8, µs"], rows),
+    ]
 
 
 def _limits(signature: Signature, agreement: Agreement, declared: Mapping[str, Any]) -> Lines:

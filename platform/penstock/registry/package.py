@@ -5,6 +5,7 @@
         native/…         the native weights, without pickle
         signature.json   what goes in and comes out: see `Signature`
         training.json    the run, its data and its metrics
+        quantization.json  where int8 is declared: whether model.onnx is in int8, and why
         card.md          the model card
         manifest.json    SHA-256 and size of every file above, model, version, key id
         manifest.sig     64 raw bytes: Ed25519 over manifest.json
@@ -28,7 +29,13 @@ from pydantic import Field, ValidationError
 
 from penstock.errors import IntegrityError
 from penstock.files import sync_folder
-from penstock.handover import MODEL_FILE, SIGNATURE_FILE, TRAINING_FILE, ServingPolicy
+from penstock.handover import (
+    MODEL_FILE,
+    QUANTIZATION_FILE,
+    SIGNATURE_FILE,
+    TRAINING_FILE,
+    ServingPolicy,
+)
 from penstock.records import Record
 from penstock.registry.signing import SIGNATURE_BYTES, find_signer, open_signer
 from penstock.settings import Settings
@@ -108,6 +115,12 @@ class Bundle:
     def training(self) -> dict[str, Any]:
         """What the run says of itself."""
         return dict(orjson.loads(self.files[TRAINING_FILE]))
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """What was decided about int8; None where it was not declared."""
+        raw = self.files.get(QUANTIZATION_FILE)
+        return None if raw is None else dict(orjson.loads(raw))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from penstock.registry.agreement import MAX_ROWS, Agreement, check_agreement
 from penstock.registry.card import render_card
 from penstock.registry.lock import model_lock
 from penstock.registry.package import Bundle, read_bundle, remove_unfinished, seal, verify
+from penstock.registry.quantization import quantize
 from penstock.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -98,13 +99,14 @@ def _add(settings: Settings, registry: ModelRegistry, run: TrainedRun) -> Entry:
     with TemporaryDirectory() as folder:
         _unpack_native(bundle, Path(folder))
         agreement = check_agreement(load_native(Path(folder)), bundle.onnx, rows)
+    bundle = quantize(bundle, Path(run.bundle_path).parent, rows)
     with model_lock(settings, run.model, wait_s=_LOCK_WAIT_S):
         entry = registry.find_entry(run.model, run.run_id)
         if entry is None:
             entry = registry.add_entry(run.model, run.run_id)
         if not entry.ready:
-            digest = _sealed(settings, registry, entry, run, bundle, agreement)
-            registry.finish_entry(entry, _facts(run, bundle, digest, agreement))
+            digest, sealed = _sealed(settings, registry, entry, run, bundle, agreement)
+            registry.finish_entry(entry, _facts(run, sealed, digest, agreement))
     return entry
 
 
@@ -137,7 +139,7 @@ def _sealed(
     run: TrainedRun,
     bundle: Bundle,
     agreement: Agreement,
-) -> str:
+) -> tuple[str, Bundle]:
     folder = registry.folder(entry.name, entry.version)
     remove_unfinished(folder.parent)
     if folder.exists():
@@ -148,9 +150,15 @@ def _sealed(
                 f"{folder} holds the run {package.training.get('run_id')}, not {run.run_id}",
                 next_step="move that folder away if no registry needs it, then train again",
             )
-        return package.digest
-    card = render_card(bundle.signature, bundle.training, agreement, version=entry.version)
-    return seal(bundle, folder, settings, version=entry.version, card=card).digest
+        return package.digest, package
+    card = render_card(
+        bundle.signature,
+        bundle.training,
+        agreement,
+        version=entry.version,
+        quantization=bundle.quantization,
+    )
+    return seal(bundle, folder, settings, version=entry.version, card=card).digest, bundle
 
 
 def _facts(run: TrainedRun, bundle: Bundle, digest: str, agreement: Agreement) -> VersionFacts:
@@ -162,4 +170,5 @@ def _facts(run: TrainedRun, bundle: Bundle, digest: str, agreement: Agreement) -
         metrics=bundle.training.get("metrics", {}),
         agreement_rows=agreement.num_rows,
         agreement_max_difference=agreement.max_abs_difference,
+        quantization=(bundle.quantization or {}).get("reason"),
     )

@@ -52,6 +52,8 @@ class VersionFacts(Record):
     metrics: dict[str, float]
     agreement_rows: int
     agreement_max_difference: float
+    quantization: str | None = None
+    """Where int8 is declared: whether it is served, and why."""
 
 
 class ModelVersion(Record):

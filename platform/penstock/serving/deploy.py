@@ -13,7 +13,7 @@ from penstock.logs import redact
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
 from penstock.roles import check_may
-from penstock.serving import application, deployments, rollout_files, server
+from penstock.serving import application, deployments, gpus, rollout_files, server
 from penstock.serving.api_keys import own_token
 from penstock.serving.client import example_body
 from penstock.serving.code import freeze_code
@@ -42,6 +42,7 @@ def deploy(
     Raises:
         BusyError: another deploy of the model is under way.
         IntegrityError: the package is not the one that was registered.
+        UserError: its replicas need GPUs, and no node has so many.
         ClusterError: the new version does not come up; the one before serves on. Or a Serve runs
             that was started to listen elsewhere.
     """
@@ -50,6 +51,9 @@ def deploy(
         package, wanted = prepare(settings, version)
         builders = server.load_builders(settings)
         server.start(settings)
+        policy = package.signature.serving
+        if policy.num_gpus_per_replica:
+            gpus.check(version.name, policy, gpus.gpus_of_nodes())
         before = standing(settings, version.name)
         earlier = deployments.line(before, version.version, is_way_back=is_way_back)
         wanted = wanted.model_copy(update={"earlier": earlier})

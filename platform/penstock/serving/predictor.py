@@ -1,4 +1,4 @@
-"""A model's ONNX graph, run from verified bytes on one thread."""
+"""A model's ONNX graph, run from verified bytes on one thread, or on a GPU."""
 
 import numpy as np
 
@@ -16,10 +16,15 @@ class Predictor:
         Raises:
             IntegrityError: the graph does not load, or its input and output are not
                 `features` float64 [n, F] and `score` float32 [n].
+            UserError: a GPU is declared, and onnxruntime can't use one here.
         """
         self._num_features = len(package.signature.feature_names)
         try:
-            self._score = load_scorer(package.onnx, num_features=self._num_features)
+            self._score = load_scorer(
+                package.onnx,
+                num_features=self._num_features,
+                on_gpu=package.signature.serving.num_gpus_per_replica > 0,
+            )
         except IntegrityError as error:
             manifest = package.manifest
             raise IntegrityError(

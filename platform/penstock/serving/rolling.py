@@ -134,6 +134,13 @@ def _check_fields(plan: RolloutPlan, *, new: VerifiedPackage, old: VerifiedPacka
             next_step="callers would be refused by one of them: deploy it outright, with the "
             "callers changed",
         )
+    shares = [p.signature.serving.num_gpus_per_replica for p in (old, new)]
+    if shares[0] != shares[1]:
+        raise UserError(
+            f"versions {plan.from_version} and {plan.to_version} of {plan.model} are for "
+            f"{shares[0]:g} and {shares[1]:g} GPUs, and during a rollout one replica holds both",
+            next_step="deploy it outright",
+        )
     if plan.split_by not in fields[0]:
         raise UserError(
             f"requests have no field {plan.split_by!r} to split by", allowed=", ".join(fields[0])

@@ -10,6 +10,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from penstock.errors import DeclarationError, unknown_name
+from penstock.handover import Int8 as Int8
 from penstock.handover import ServingPolicy as ServingPolicy
 from penstock.records import Declaration, Record
 from penstock.settings import Settings

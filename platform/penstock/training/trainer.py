@@ -14,7 +14,7 @@ from penstock.features.training_set import TrainingSet, service_digest
 from penstock.files import write_whole
 from penstock.progress import Progress, silent
 from penstock.settings import Settings
-from penstock.training import bundle, code_state, environment, plots
+from penstock.training import bundle, code_state, environment, kept_rows, plots
 from penstock.training.bootstrap import intervals, named_bounds
 from penstock.training.code_state import CodeState
 from penstock.training.declarations import Model
@@ -188,10 +188,13 @@ class _Attempt:
         self._write(run, training_set, folds, baseline)
         with TemporaryDirectory() as folder:
             self._draw(Path(folder), folds, metrics, run)
-        np.save(run_folder(self._settings, run.run_id) / SCORES_FILE, folds.scores)
+        folder_of_run = run_folder(self._settings, run.run_id)
+        np.save(folder_of_run / SCORES_FILE, folds.scores)
+        if self._model.serving.quantization is not None:
+            kept_rows.keep(folder_of_run, self._model, folds.test)
         shutil.rmtree(self._folder, ignore_errors=True)
         # Last: a run whose record is there is never begun again.
-        file = run_folder(self._settings, run.run_id) / RUN_FILE
+        file = folder_of_run / RUN_FILE
         write_whole(file, orjson.dumps(run.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
         self._progress("train", len(_STEPS), len(_STEPS), unit="steps")
         return run

@@ -78,8 +78,14 @@ class TestTrain:
             return {
                 "model": "bike_demand",
                 "trained": [
-                    {"run": {"estimator": name, **shared}, "version": {"version": number}}
-                    for number, name in ((3, "ridge"), (4, "mlp"))
+                    {
+                        "run": {"estimator": name, **shared},
+                        "version": {"version": number, "facts": {"quantization": decided}},
+                    }
+                    for number, name, decided in (
+                        (3, "ridge", None),
+                        (4, "mlp", "not served in int8: too slow"),
+                    )
                 ],
             }
 
@@ -87,6 +93,7 @@ class TestTrain:
         done = invoke(monkeypatch, tmp_path, "train", "bike_demand", "-e", "mlp", "-e", "ridge")
         assert given[:5] == ["bike_demand", "--estimator", "mlp", "--estimator", "ridge"]
         assert "ridge" in done.stdout
+        assert "version 4 is not served in int8: too slow" in done.stdout
         assert "version 4 is the challenger" in done.stdout
 
 

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from int8_runs import WIDE, put_net_in_place
 from penstock.errors import GateRefusedError, IntegrityError
+from penstock.handover import Int8
 from penstock.registry import registration
 from penstock.registry.agreement import Agreement, check_agreement
 from penstock.registry.package import verify
 from penstock.registry.registration import real_rows, register
 from penstock.registry.versions import ModelRegistry, list_versions
+from penstock.serving.predictor import Predictor
 from penstock.settings import Settings
 from small_model import SmallRun, prepare, train_small
 
@@ -50,6 +53,20 @@ class TestRegister:
         assert trained.training_set_id in card
         assert "on 600 real rows" in card
         assert "| average_precision | 0.6000 |" in card
+
+    def test_a_net_that_declares_int8_is_sealed_as_its_gate_decides(self, run):
+        settings, trained = run
+        asked = Int8(max_metric_loss=0.5, min_speedup=1, batch_sizes=(256,))
+        put_net_in_place(settings, trained, WIDE, asked)
+        trained_as = (Path(trained.bundle_path) / "model.onnx").read_bytes()
+        version = register(settings, trained)
+        package = verify(Path(version.path), settings, digest=version.digest)
+        assert version.facts.quantization.startswith("served in int8: roc_auc ")
+        assert package.quantization["evidence"]["num_rows"] == 600
+        assert f"- {version.facts.quantization}" in package.files["card.md"].decode()
+        assert len(package.onnx) < len(trained_as) / 2
+        Predictor(package).check_golden_row()
+        assert register(settings, trained) == version
 
     def test_a_second_call_finds_the_first_ones_version(self, run):
         settings, trained = run

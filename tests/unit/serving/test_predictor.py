@@ -5,7 +5,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from bundles import FEATURES, native_score, write_bundle
-from penstock.errors import IntegrityError
+from penstock.errors import IntegrityError, UserError
+from penstock.handover import ServingPolicy
 from penstock.registry.package import MODEL_FILE, VerifiedPackage, read_bundle, seal, verify
 from penstock.serving.predictor import Predictor
 from penstock.settings import Settings
@@ -92,3 +93,30 @@ class TestWhatIsRefused:
         predictor = Predictor(with_graph(package, model.SerializeToString()))
         with pytest.raises(IntegrityError, match="without features"):
             predictor.check_golden_row()
+
+
+class TestGpu:
+    @pytest.fixture
+    def on_gpu(self, package: VerifiedPackage) -> VerifiedPackage:
+        policy = ServingPolicy(num_gpus_per_replica=1)
+        return replace(package, signature=package.signature.model_copy(update={"serving": policy}))
+
+    def test_without_a_cuda_provider_it_refuses_and_says_what_to_install(self, on_gpu):
+        import onnxruntime
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this onnxruntime has CUDA")
+        with pytest.raises(UserError, match=r"has no CUDA provider.*onnxruntime-gpu\[cuda,cudnn\]"):
+            Predictor(on_gpu)
+
+    def test_a_provider_that_does_not_start_is_no_reason_to_take_the_cpu(self, on_gpu, monkeypatch):
+        import onnxruntime
+
+        # As a build with CUDA says where there is no GPU: it has the provider, and warns.
+        told = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: told)
+        with (
+            pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+            pytest.raises(UserError, match="it does not start"),
+        ):
+            Predictor(on_gpu)

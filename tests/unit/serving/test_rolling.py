@@ -189,6 +189,11 @@ class TestPlan:
         with pytest.raises(UserError, match=r"no rollout: min_answers: Input should be"):
             serve.plan(min_answers=-1)
 
+    def test_a_version_for_gpus_and_one_for_cpus_do_not_share_a_replica(self, serve: Serve):
+        serve.versions.append(sealed(serve.settings, 3, num_gpus_per_replica=0.5))
+        with pytest.raises(UserError, match=r"are for 0 and 0\.5 GPUs.*Next: deploy it outright"):
+            serve.plan(3)
+
     def test_versions_that_take_other_fields_do_not_share_callers(self, serve: Serve):
         serve.versions.append(sealed(serve.settings, 3, fields=OTHER_FIELDS))
         with pytest.raises(UserError, match=r"other fields: MOMENT, amount, level\. Next: callers"):

@@ -21,10 +21,11 @@ from penstock.features.training_set import (
 from penstock.scorer import load_scorer
 from penstock.settings import Settings
 from penstock.settings_sections import TrainingSettings
-from penstock.training import bundle
+from penstock.training import bundle, kept_rows
 from penstock.training.code_state import CodeState, code_digest
-from penstock.training.declarations import LeakAlarm, Model
-from penstock.training.runs import Provenance, predictions_digest
+from penstock.training.declarations import Int8, LeakAlarm, Model
+from penstock.training.metrics import evaluate
+from penstock.training.runs import Provenance, predictions_digest, run_folder
 from penstock.training.tracking import REQUEST_TAG
 from penstock.training.trainer import train
 from projects import REPO_ROOT
@@ -87,6 +88,7 @@ class TestRun:
     def test_it_names_all_that_it_stands_on(self, settings, client, trained):
         found = trained.provenance
         frame = read_training_set(load_training_set(settings, trained.training_set_id))
+        assert kept_rows.read(run_folder(settings, trained.run_id)) is None
         assert found.training_set_digest == content_digest(frame)
         assert found.code_digest == code_digest(settings, "card_fraud")
         assert len(found.feature_service_digest) == 64
@@ -103,7 +105,11 @@ class TestRun:
     def test_it_gives_the_same_model_from_rows_that_lie_in_files(
         self, settings, client, card_fraud_model
     ):
-        model, estimator = card_fraud_model, "logistic_regression"
+        served = card_fraud_model.serving.model_copy(
+            update={"quantization": Int8(max_metric_loss=0.01)}
+        )
+        model = card_fraud_model.model_copy(update={"serving": served})
+        estimator = "logistic_regression"
         found = {}
         for place, allowed_bytes in (("memory", None), ("files", 0)):
             limited = settings.model_copy(
@@ -120,6 +126,11 @@ class TestRun:
         assert in_files.metrics == in_memory.metrics
         for digest in ("training_set_digest", "predictions_digest"):
             assert getattr(in_files.provenance, digest) == getattr(in_memory.provenance, digest)
+        # Declared to be measured again in int8: what is kept gives the run's own metrics.
+        folder = run_folder(settings, in_files.run_id)
+        kept = kept_rows.read(folder)
+        scores = load_scorer((folder / "bundle/model.onnx").read_bytes())(kept.features)
+        assert evaluate(model.metrics, kept, scores) == pytest.approx(in_files.metrics)
 
     def test_its_bundle_holds_its_provenance_and_the_model_as_declared(
         self, settings, trained, card_fraud_model
