@@ -9,10 +9,21 @@ from pydantic import Field, model_validator
 
 from penstock.records import Record
 
+BACKGROUND_FILE = "background.json"
 MODEL_FILE = "model.onnx"
 NATIVE_FOLDER = "native"
 SIGNATURE_FILE = "signature.json"
 TRAINING_FILE = "training.json"
+
+
+class Background(Record):
+    """What a score is explained against; `background.json`, where the model gives explanations."""
+
+    feature_names: tuple[str, ...]
+    rows: tuple[tuple[float | None, ...], ...] = Field(min_length=1)
+    """Features of training rows, drawn at random, as they were before preprocessing."""
+    usual: tuple[tuple[float, float] | None, ...]
+    """By feature, where 90 % of the training rows lie; None: it was never there."""
 
 
 class ServingPolicy(Record):
@@ -30,6 +41,8 @@ class ServingPolicy(Record):
     max_batch_size: int = Field(default=256, ge=1)
     batch_wait_s: float = Field(default=0.0, ge=0)
     max_rows_per_request: int = Field(default=1000, ge=1)
+    explanations: bool = False
+    """Give each feature's part in a score to who asks; some training rows then go along."""
 
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:

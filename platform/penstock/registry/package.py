@@ -5,6 +5,7 @@
         native/…         the native weights, without pickle
         signature.json   what goes in and comes out: see `Signature`
         training.json    the run, its data and its metrics
+        background.json  training rows that scores are explained against, where they are
         card.md          the model card
         manifest.json    SHA-256 and size of every file above, model, version, key id
         manifest.sig     64 raw bytes: Ed25519 over manifest.json
