@@ -95,7 +95,7 @@ def _of_prediction(settings: "Settings", use_case: str, prediction_id: str) -> d
 def _render(out: "Console", answer: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from penstock.serving.explanations import number
+    from penstock.serving.explanations import number, value_in_words
 
     for row in answer["explanations"]:
         table = Table(title=f"{answer['model']} version {answer['version']}")
@@ -103,8 +103,8 @@ def _render(out: "Console", answer: dict[str, Any]) -> None:
         table.add_column("value", justify="right")
         table.add_column("part in the score", justify="right")
         for part in row["contributions"]:
-            value = "missing" if part["value"] is None else number(part["value"])
-            table.add_row(part["feature"], value, number(part["contribution"], signed=True))
+            contribution = number(part["contribution"], signed=True)
+            table.add_row(part["feature"], value_in_words(part["value"]), contribution)
         out.print(table)
         if "prediction_id" in row:
             told = f"{row['prediction_id']}, served {row['served_at']}"

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from penstock.serving.explanations import number
+from penstock.serving.explanations import number, value_in_words
 
 _WIDTH_INCHES, _INCHES_PER_BAR, _MARGIN_INCHES = 9.0, 0.32, 1.5
 _DPI = 120
@@ -23,7 +23,7 @@ def draw(explained: Mapping[str, Any], *, title: str) -> bytes:
         title: what stands above.
     """
     parts = [
-        (f"{part['feature']} = {_value(part['value'])}", part["contribution"])
+        (f"{part['feature']} = {value_in_words(part['value'])}", part["contribution"])
         for part in explained["contributions"]
     ]
     named, rest = parts[:_MAX_BARS], parts[_MAX_BARS:]
@@ -65,7 +65,3 @@ def draw(explained: Mapping[str, Any], *, title: str) -> bytes:
     image = BytesIO()
     figure.savefig(image, dpi=_DPI, format="png")
     return image.getvalue()
-
-
-def _value(value: float | None) -> str:
-    return "missing" if value is None else number(value)

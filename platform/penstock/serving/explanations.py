@@ -13,7 +13,7 @@ MAX_ROWS = 16
 _NUM_NAMED = 3
 _NAMED_SHARE = 0.05
 """A feature is named in words where it has this part of all that moved the score, at least."""
-_DIGITS = 3
+_VALUE_DIGITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,22 +116,27 @@ def words(attribution: Attribution, parts: Sequence[Part]) -> str:
 
 
 def _part_in_words(part: Part) -> str:
-    value = "is missing" if part.value is None else f"is {number(part.value)}"
     usual = ""
     if part.usual is not None and part.value is not None:
-        low, high = (number(bound) for bound in part.usual)
+        low, high = (value_in_words(bound) for bound in part.usual)
         usual = f", usually {low}" if low == high else f", usually {low} to {high}"
-    return f"{part.feature} {value}{usual} ({number(part.contribution, signed=True)})"
+    contribution = number(part.contribution, signed=True)
+    return f"{part.feature} is {value_in_words(part.value)}{usual} ({contribution})"
 
 
-def number(value: float, *, signed: bool = False) -> str:
-    """Write a number for people: three digits that count, and never fewer than the whole ones."""
+def number(value: float, *, digits: int = 3, signed: bool = False) -> str:
+    """Write a number for people: so many digits that count, and never fewer than the whole ones."""
     sign = "+" if signed and value > 0 else ""
-    if abs(value) >= 10**_DIGITS:
+    if abs(value) >= 10**digits:
         return f"{sign}{value:,.0f}"
     return sign + np.format_float_positional(
-        value, precision=_DIGITS, unique=False, fractional=False, trim="-"
+        value, precision=digits, unique=False, fractional=False, trim="-"
     )
+
+
+def value_in_words(value: float | None) -> str:
+    """Write a feature's value."""
+    return "missing" if value is None else number(value, digits=_VALUE_DIGITS)
 
 
 def no_explanations(model: str, version: int) -> NotFoundError:
