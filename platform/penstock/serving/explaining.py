@@ -69,20 +69,21 @@ class ExplainerProcess:
         """
         deadline_s = time.monotonic() + within_s
         asked = orjson.dumps(rows)
+        was_running = self._pipe is not None
         try:
-            pipe = self._started(deadline_s)
             try:
-                pipe.send_bytes(asked)
-            except OSError:
-                # It died since it was asked last.
+                document = self._exchange(asked, deadline_s)
+            except (EOFError, ConnectionError):
                 self.end()
-                pipe = self._started(deadline_s)
-                pipe.send_bytes(asked)
-            document = _receive(pipe, deadline_s)
-        except (EOFError, OSError) as error:
+                if not was_running:
+                    raise
+                # It died since it was asked last.
+                document = self._exchange(asked, deadline_s)
+        except TimeoutError:
             self.end()
-            if isinstance(error, TimeoutError):
-                raise
+            raise
+        except (EOFError, ConnectionError):
+            self.end()
             raise ClusterError("the process that explains has died") from None
         if "refused" in document:
             refused = document["refused"]
@@ -90,6 +91,11 @@ class ExplainerProcess:
                 refused["status"], refused["code"], refused["message"], path=refused["path"]
             )
         return {**document, "is_exact": self._is_exact}
+
+    def _exchange(self, asked: bytes, deadline_s: float) -> dict[str, Any]:
+        pipe = self._started(deadline_s)
+        pipe.send_bytes(asked)
+        return _receive(pipe, deadline_s)
 
     def _started(self, deadline_s: float) -> Connection:
         if self._pipe is not None:
