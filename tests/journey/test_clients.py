@@ -31,6 +31,7 @@ LATER_ROW = {**ROW, "CUSTOMER_ID": 7, "TX_DATETIME": "2024-04-21T10:00:00Z"}
 PREDICT = f"/v1/models/{MODEL}/predict"
 GUARDED = (
     ("POST", PREDICT),
+    ("POST", f"/v1/models/{MODEL}/explain"),
     ("GET", f"/v1/models/{MODEL}"),
     ("POST", "/v1/tables/card_fraud.transactions/events"),
     ("POST", "/v1/feedback"),

@@ -105,9 +105,11 @@ class TestProcess:
         process.ask([[80.0, 3.0, 0.2]], within_s=WITHIN_S)
         process._pipe.close()
         assert process._process.wait(120) == 0
+        process.end()
 
     @pytest.mark.slow
     def test_one_that_is_too_late_is_ended(self, process: ExplainerProcess):
+        process.end()
         with pytest.raises(TimeoutError):
             process.ask([[80.0, 3.0, 0.2]], within_s=0.01)
         assert process.pid is None
@@ -142,12 +144,15 @@ ROW = dict(zip(FEATURES, (80.0, 3.0, 0.2), strict=True))
 
 
 @pytest.fixture
-def asked(sealed: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Explaining]:
+def asked(
+    sealed: tuple[str, str], process: ExplainerProcess, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Explaining]:
+    monkeypatch.setattr(explaining, "ExplainerProcess", lambda *_: process)
     monkeypatch.setattr(explaining, "ANSWER_WITHIN_S", WITHIN_S)
     folder, digest = sealed
     made = Explaining(arm(package_path=folder, digest=digest), None, max_body_bytes=1 << 20)
     yield made
-    made.close()
+    made._pool.shutdown()
 
 
 class TestAnswers:
@@ -161,6 +166,7 @@ class TestAnswers:
         )
 
     def test_too_many_rows_are_refused_before_anything_is_started(self, asked: Explaining):
+        asked._own.process.end()
         status, document, _ = ask(asked, [ROW] * 17)
         assert (status, document["code"]) == (422, "too_many_rows")
         assert asked._own.process.pid is None
