@@ -23,6 +23,7 @@ from penstock.serving.explanations import MAX_ROWS, answer, no_explanations
 from penstock.serving.metrics import ExplainMetrics
 from penstock.serving.requests import RequestParser
 from penstock.serving.trial import Trial
+from penstock.settings import inherited_environment
 
 ANSWER_WITHIN_S = 60.0
 """From the request to its answer, the start of the process among it."""
@@ -110,7 +111,10 @@ class ExplainerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 # What this process runs is what that one must run: a replica's frozen code.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={
+                    **inherited_environment(),
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                },
             )
         self._pipe = ours
         ready = _receive(ours, deadline_s)

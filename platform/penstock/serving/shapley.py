@@ -3,7 +3,6 @@
 Never imported by a replica: shap takes seconds and 300 MB to load.
 """
 
-import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from penstock.handover import BACKGROUND_FILE, Background
 from penstock.registry.package import VerifiedPackage
 from penstock.scorer import load_scorer
 from penstock.serving.explanations import Attribution, explanation, no_explanations
+from penstock.settings import export_environment
 
 _NUM_SAMPLES = 2048
 _SEED = 0
@@ -49,7 +49,7 @@ class Explainer:
                 next_step="train it again",
             )
         # Its loops are short beside the scores, and compiling them takes longer than both.
-        os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+        export_environment({"NUMBA_DISABLE_JIT": "1"})
         import shap
 
         self._score = load_scorer(package.onnx, num_features=len(names))
