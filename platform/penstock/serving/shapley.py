@@ -13,7 +13,6 @@ from penstock.handover import BACKGROUND_FILE, Background
 from penstock.registry.package import VerifiedPackage
 from penstock.scorer import load_scorer
 from penstock.serving.explanations import Attribution, explanation, no_explanations
-from penstock.settings import export_environment
 
 _NUM_SAMPLES = 2048
 _SEED = 0
@@ -48,8 +47,6 @@ class Explainer:
                 "features than the model",
                 next_step="train it again",
             )
-        # Its loops are short beside the scores, and compiling them takes longer than both.
-        export_environment({"NUMBA_DISABLE_JIT": "1"})
         import shap
 
         self._score = load_scorer(package.onnx, num_features=len(names))
