@@ -63,6 +63,7 @@ def train_small(settings: Settings, run_id: str, *, num_days: int = 60) -> Small
     """Fit a logistic regression on the first days and leave its bundle, as training does."""
     from penstock.features.training_set import build_training_set, read_training_set
     from penstock.training import bundle, preprocessing
+    from penstock.training.background import draw_background
     from penstock.training.declarations import LogisticRegression, load_model
     from penstock.training.estimators.scikit import fit_here
 
@@ -111,6 +112,7 @@ def train_small(settings: Settings, run_id: str, *, num_days: int = 60) -> Small
             "metrics": {"average_precision": 0.6, "roc_auc": 0.86},
             "seed": 0,
         },
+        background=draw_background(features, feature_names=made.feature_names),
     )
     return SmallRun(run_id, model.name, made.id, str(folder))
 

@@ -126,7 +126,7 @@ model = Model(
     # With terminal risk not delayed a forest reaches 0.993: what is honest stays far below.
     leak_alarm=LeakAlarm(metric="average_precision", max_plausible=0.75),
     gate=GatePolicy(metric="average_precision", min_gain=-0.005),
-    serving=ServingPolicy(decision_threshold=0.5),
+    serving=ServingPolicy(decision_threshold=0.5, explanations=True),
     intended_use=IntendedUse(
         purpose="to choose the payments, and the cards, that a person looks at",
         users="investigators, who look at about a hundred cards a day",

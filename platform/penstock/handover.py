@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from penstock.records import Record
 
+BACKGROUND_FILE = "background.json"
 MODEL_FILE = "model.onnx"
 NATIVE_FOLDER = "native"
 SIGNATURE_FILE = "signature.json"
@@ -25,6 +26,16 @@ class Int8(Record):
     """How many times as fast the graph must be, at each of the batch sizes."""
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 256), min_length=1)
     """Rows of a batch whose latency is measured; 1 is a request that is alone."""
+
+
+class Background(Record):
+    """What a score is explained against; `background.json`, where the model gives explanations."""
+
+    feature_names: tuple[str, ...]
+    rows: tuple[tuple[float | None, ...], ...] = Field(min_length=1)
+    """Features of training rows, drawn at random, as they were before preprocessing."""
+    usual: tuple[tuple[float, float] | None, ...]
+    """By feature, where 90 % of the training rows lie; None: it was never there."""
 
 
 class ServingPolicy(Record):
@@ -54,6 +65,8 @@ class ServingPolicy(Record):
     """So many rows of features are kept with their scores: the same ones need no second run."""
     quantization: Int8 | None = None
     """None: the graph is served as it was trained."""
+    explanations: bool = False
+    """Give each feature's part in a score to who asks; some training rows then go along."""
 
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.ray
 LATER_ROW = {**ROW, "CUSTOMER_ID": 7, "TX_DATETIME": "2024-04-21T10:00:00Z"}
 GUARDED = (
     ("POST", PREDICT),
+    ("POST", f"/v1/models/{MODEL}/explain"),
     ("GET", f"/v1/models/{MODEL}"),
     ("POST", "/v1/tables/card_fraud.transactions/events"),
     ("POST", "/v1/feedback"),

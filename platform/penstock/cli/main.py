@@ -11,8 +11,8 @@ from penstock.errors import PenstockError, storage_full
 
 _ORDER = (
     "up", "init", "sample", "data", "features", "train", "tune", "results", "reproduce", "models",
-    "signing-keys", "deploy", "rollout", "rollback", "api-keys", "predict", "feedback", "undeploy",
-    "score", "cost", "audit", "status", "doctor", "down",
+    "signing-keys", "deploy", "rollout", "rollback", "api-keys", "predict", "explain", "feedback",
+    "undeploy", "score", "cost", "audit", "status", "doctor", "down",
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def options(
 _MODULES = (
     "cluster", "init", "sample", "data", "features", "feature_study", "training_sets", "stream",
     "audit", "train", "tune", "reproduce", "models", "export", "signing_keys", "api_keys", "serve",
-    "feedback", "score", "cost", "audit_log",
+    "explain", "feedback", "score", "cost", "audit_log",
 )  # fmt: skip
 for _name in _MODULES:
     importlib.import_module(f"penstock.cli.{_name}").register(app)

@@ -6,6 +6,7 @@
         signature.json   what goes in and comes out: see `Signature`
         training.json    the run, its data and its metrics
         quantization.json  where int8 is declared: whether model.onnx is in int8, and why
+        background.json  training rows that scores are explained against, where they are
         card.md          the model card
         manifest.json    SHA-256 and size of every file above, model, version, key id
         manifest.sig     64 raw bytes: Ed25519 over manifest.json

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from penstock.errors import IntegrityError, RequestError
-from penstock.features.online import OnlineReader
+from penstock.features.online import OnlineReader, OnlineRows
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.serving.metrics import RequestMetrics
 from penstock.serving.prediction_log import (
@@ -19,7 +19,7 @@ from penstock.serving.prediction_log import (
 )
 from penstock.serving.predictor import Predictor
 from penstock.serving.protocols import Protocols, Scored
-from penstock.serving.requests import RequestParser
+from penstock.serving.requests import RequestParser, Row
 from penstock.serving.score_cache import ScoreCache
 from penstock.settings import Settings
 
@@ -58,6 +58,7 @@ class Arm:
         self.signature = package.signature
         self.version = package.manifest.version
         self.digest = digest
+        self.package_path = package_path
         self._predictor = Predictor(package)
         self._predictor.check_golden_row()
         policy = package.signature.serving
@@ -112,6 +113,14 @@ class Arm:
             IntegrityError: it no longer can.
         """
         self._predictor.check_golden_row()
+
+    def look_up(self, rows: Sequence[Row]) -> OnlineRows:
+        """Look the features of rows up, and nothing else.
+
+        Raises:
+            StoreEmptyError: the online store came back empty.
+        """
+        return self._reader.read(rows)
 
     def scoring(self, requests: Sequence[Asked]) -> Generator[None, None, Scored]:
         """Look up and score the rows of requests, in steps: between two the caller may do others.

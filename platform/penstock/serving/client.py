@@ -19,6 +19,7 @@ from penstock.errors import (
 from penstock.serving.requests import FieldLike
 
 _TIMEOUT_S = 30.0
+_EXPLAIN_TIMEOUT_S = 90.0
 _EXAMPLES = {
     "int64": 1,
     "float64": 12.5,
@@ -72,14 +73,33 @@ def predict(
         BusyError: the server has too much in flight.
         ClusterError: nothing answers there.
     """
+    return _ask(_request(url, model, "predict", text, version, token), ca=ca)
+
+
+def explain(
+    url: str,
+    model: str,
+    text: str,
+    *,
+    version: int | None = None,
+    token: str = "",
+    ca: str | None = None,
+) -> dict[str, Any]:
+    """Have the scores of rows explained by a deployed model; arguments and errors as `predict`."""
+    request = _request(url, model, "explain", text, version, token)
+    return _ask(request, ca=ca, timeout_s=_EXPLAIN_TIMEOUT_S)
+
+
+def _request(
+    url: str, model: str, verb: str, text: str, version: int | None, token: str
+) -> urllib.request.Request:
     if not is_safe_url(url):
         raise UserError(f"the URL {url!r} is not safe", allowed="https, or http of this machine")
-    path = f"/v1/models/{model}" + (f"/versions/{version}" if version else "") + "/predict"
+    path = f"/v1/models/{model}" + (f"/versions/{version}" if version else "") + f"/{verb}"
     headers = {"Content-Type": "application/json", **key_header(token)}
-    request = urllib.request.Request(  # noqa: S310 - our own server
+    return urllib.request.Request(  # noqa: S310 - our own server
         url + path, data=_as_request(text), headers=headers
     )
-    return _ask(request, ca)
 
 
 def example_body(fields: Sequence[FieldLike]) -> str:
@@ -100,9 +120,11 @@ def _as_request(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogatepass")
 
 
-def _ask(request: urllib.request.Request, ca: str | None) -> dict[str, Any]:
+def _ask(
+    request: urllib.request.Request, *, ca: str | None, timeout_s: float = _TIMEOUT_S
+) -> dict[str, Any]:
     try:
-        with open_directly(request, timeout_s=_TIMEOUT_S, ca=ca) as page:
+        with open_directly(request, timeout_s=timeout_s, ca=ca) as page:
             return dict(json.load(page))
     except urllib.error.HTTPError as error:
         raise _explain(error) from None
@@ -121,6 +143,8 @@ def _explain(error: urllib.error.HTTPError) -> PenstockError:
         code, message, path = (str(document[key]) for key in ("code", "message", "path"))
     except (ValueError, KeyError, TypeError):
         return ClusterError(f"{error.url} answers {error.code} and no JSON")
+    if code == "no_explanations":
+        return NotFoundError(message)
     if error.code == 404:
         return NotFoundError(message, next_step="see `penstock status` for what is deployed")
     if code in ("overloaded", "too_many_requests"):

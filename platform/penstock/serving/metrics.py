@@ -20,6 +20,7 @@ from penstock.features.online_rows import NO_EVENT_US
 from penstock.features.row_cache import CacheCounts
 
 _LATENCY_BOUNDARIES_MS = (0.5, 1, 2, 3, 5, 7.5, 10, 15, 25, 50, 100, 250, 500, 1000, 5000)
+_EXPLAIN_BOUNDARIES_MS = (10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000)
 _BATCH_BOUNDARIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _ROWS_BOUNDARIES = (1, 4, 16, 64, 256, 1024, 4096)
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
@@ -233,6 +234,28 @@ class RequestMetrics:
     def _sample(self) -> None:
         for name, number in self._queue.items():
             self._gauges[name].set(number())
+
+
+class ExplainMetrics:
+    """Counts a version's requests for explanations; each costs far more than its counting."""
+
+    def __init__(self, model: str, version: int) -> None:
+        """Register the series."""
+        tags = {"model": model, "model_version": str(version)}
+        self._requests = _counter(
+            "explain_requests", tags, "Explanations answered.", (*_KEYS, "code")
+        )
+        self._latency = _Distribution(
+            "explain_latency_ms",
+            tags,
+            _EXPLAIN_BOUNDARIES_MS,
+            "Explanations answered within le milliseconds.",
+        )
+
+    def count(self, status: int, latency_s: float) -> None:
+        """Count one answered request."""
+        self._requests.inc(1, tags={"code": str(status)})
+        self._latency.tell(np.array([latency_s * 1000]))
 
 
 class TrialMetrics:

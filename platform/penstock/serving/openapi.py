@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from penstock.registry.package import Signature
+from penstock.serving.explanations import MAX_ROWS
 from penstock.serving.task_limits import MAX_TASK_ROWS
 
 _INT64 = {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1}
@@ -86,7 +87,15 @@ def document(*, route: str, version: int, signature: Signature, max_rows: int) -
                 status="202",
             )
         }
+        if signature.serving.explanations:
+            paths[f"{base}/explain"] = {
+                "post": _asking(
+                    "Explain the scores of rows.", f"explain{suffix}", "FewRows", "Explanations"
+                )
+            }
     paths[f"{route}/tasks/{{task_id}}"] = _task_operations()
+    if signature.serving.explanations:
+        schemas |= _explained(signature, version)
     return {
         "openapi": "3.1.0",
         "info": {"title": f"{signature.model}, served by Penstock", "version": str(version)},
@@ -118,6 +127,38 @@ def _prediction(signature: Signature) -> dict[str, Any]:
     if signature.threshold is not None:
         parts["label"] = {"type": "integer", "enum": [0, 1]}
     return _object(parts)
+
+
+def _explained(signature: Signature, version: int) -> dict[str, Any]:
+    names = {"type": "string", "enum": list(signature.feature_names)}
+    number = {"type": "number"}
+    return {
+        "FewRows": _object({"rows": _array("Row", MAX_ROWS)}),
+        "Contribution": _object(
+            {
+                "feature": names,
+                "value": {"type": ["number", "null"], "description": "Null: it is missing."},
+                "contribution": number,
+            }
+        ),
+        "Explanation": _object(
+            {
+                "score": number,
+                "base_score": {**number, "description": "Of the background rows, on average."},
+                "contributions": _array("Contribution", len(signature.feature_names)),
+                "missing": {"type": "array", "items": names},
+                "text": _text("The same in words."),
+            }
+        ),
+        "Explanations": _object(
+            {
+                "model": {"const": signature.model},
+                "version": {"const": version},
+                "is_exact": {"type": "boolean"},
+                "explanations": _array("Explanation", MAX_ROWS),
+            }
+        ),
+    }
 
 
 def _task_schemas(model: str) -> dict[str, Any]:

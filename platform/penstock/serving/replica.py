@@ -20,6 +20,7 @@ from penstock.serving import http, shortcut
 from penstock.serving.api_keys import Gatekeeper
 from penstock.serving.arm import NO_SCORE, Arm, check_finite, split
 from penstock.serving.batching import Batcher
+from penstock.serving.explaining import Explaining
 from penstock.serving.limits import Breaker
 from penstock.serving.prediction_log import Asked
 from penstock.serving.protocols import Protocol, Scored
@@ -56,6 +57,7 @@ class Replica:
     _arm: Arm | None = None
     _trial: Trial | None = None
     _worker: TaskWorker | None = None
+    _explaining: Explaining | None = None
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         """Verify the package, load it, and predict once; only then is the replica ready.
@@ -90,6 +92,7 @@ class Replica:
         self._posts, self._pages = dict(arm.protocols.posts), dict(arm.protocols.pages)
         if self._arguments.trial is not None:
             self._join(Trial(settings, self._arguments.trial, arm, max_body_bytes=max_body_bytes))
+        self._explaining = Explaining(arm, self._trial, max_body_bytes=max_body_bytes)
         if self._policy.min_replicas == self._policy.max_replicas:
             shortcut.take(frozenset(self._posts), http.AsgiApp(self.handle))
         _spare_the_collector()
@@ -117,10 +120,10 @@ class Replica:
 
     def __del__(self) -> None:
         # Serve calls it when the replica is stopped.
-        for part in (self._worker, self._trial, self._arm):
+        for part in (self._worker, self._explaining, self._trial, self._arm):
             if part is not None:
                 part.close()
-        self._worker = self._trial = self._arm = None
+        self._worker = self._explaining = self._trial = self._arm = None
 
     def __serve_build_asgi_app__(self) -> http.AsgiApp:
         """Hand Serve the plain ASGI application."""
@@ -155,6 +158,8 @@ class Replica:
             if scope["method"] not in ("GET", "HEAD"):
                 return http.method_answer(scope["method"], "GET")
             return page()
+        if self._explaining is not None and path in self._explaining.paths:
+            return await self._explaining.answer(scope, receive, http.timeout_s(scope["headers"]))
         answer = await self._tasks.answer(scope, receive)
         if answer is None:
             raise self._protocols.unknown(path)

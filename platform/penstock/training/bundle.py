@@ -4,6 +4,7 @@ model.onnx        one graph: `features` float64 [n, F], NaN is missing → `scor
 native/           preprocessing.json, family.json and the family's own weights, no pickle
 signature.json    model, feature service, the features in order, request fields, serving
 training.json     run, data, metrics, environment
+background.json   training rows to explain scores against, where the model gives explanations
 """
 
 import shutil
@@ -16,7 +17,14 @@ import numpy.typing as npt
 import orjson
 
 from penstock.errors import IntegrityError
-from penstock.handover import MODEL_FILE, NATIVE_FOLDER, SIGNATURE_FILE, TRAINING_FILE
+from penstock.handover import (
+    BACKGROUND_FILE,
+    MODEL_FILE,
+    NATIVE_FOLDER,
+    SIGNATURE_FILE,
+    TRAINING_FILE,
+    Background,
+)
 from penstock.scorer import Scorer
 from penstock.training.estimators import families
 from penstock.training.estimators.base import Fitted
@@ -41,6 +49,7 @@ def write(
     graph: bytes,
     signature: Mapping[str, Any],
     training: Mapping[str, Any],
+    background: Background | None = None,
 ) -> None:
     """Write the bundle beside its place and move it there whole; an older one is replaced."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -53,6 +62,8 @@ def write(
     fitted.native.save(native)
     _write_json(partial / SIGNATURE_FILE, signature)
     _write_json(partial / TRAINING_FILE, training)
+    if background is not None:
+        (partial / BACKGROUND_FILE).write_text(background.model_dump_json())
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

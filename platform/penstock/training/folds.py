@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from penstock.handover import Background
 from penstock.progress import Progress
 from penstock.records import Record
 from penstock.scorer import load_scorer
 from penstock.training import bundle, preprocessing
+from penstock.training.background import draw_background
 from penstock.training.declarations import Fold, Model
 from penstock.training.estimators.base import Fitted, Labels, Scaled, Scores
 from penstock.training.fold_rows import cut
@@ -60,6 +62,8 @@ class FittedFolds:
     """All fits together."""
     guesses: Scores | None
     """The model's baseline for each test row; the mean training label where it is missing."""
+    background: Background | None = None
+    """Of the last fold's training rows, where the model gives explanations."""
 
 
 def count_folds(
@@ -174,12 +178,16 @@ def fit_folds(
     source = source_of(frame)
     policies = model.split.folds() if folds is None else folds
     tests, scores, guesses = [], [], []
+    background = None
     fit_s = 0.0
     for number, policy in enumerate(policies):
         if len(policies) > 1:
             progress("fits", number, len(policies), unit="fits")
         sides = sides_of(source, model, policy, event_time=event_time, feature_names=feature_names)
         scaling, train, test = sides.scaling, sides.train, sides.test
+        if model.serving.explanations:
+            # Before the scaling, which uses the features up.
+            background = draw_background(train.features, feature_names=feature_names)
         started_s = time.monotonic()
         scaled = source.scaled(scaling, train.features)
         fitted = fit(number, scaled, train.labels, sides.train_times)
@@ -203,4 +211,5 @@ def fit_folds(
         scores=np.concatenate(scores),
         fit_s=fit_s,
         guesses=np.concatenate(guesses) if guesses else None,
+        background=background,
     )

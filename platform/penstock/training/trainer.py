@@ -305,6 +305,7 @@ class _Attempt:
             training=training_facts(
                 settings, model, run, folds, packages=self._packages, baseline=baseline
             ),
+            background=folds.background,
         )
 
     def _draw(self, folder: Path, folds: FittedFolds, metrics: dict[str, float], run: Run) -> None:

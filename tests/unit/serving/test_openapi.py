@@ -63,6 +63,15 @@ def test_each_path_of_the_document_is_one_that_answers():
         assert path in (protocols.posts if "post" in methods else protocols.pages)
 
 
+def test_explanations_stand_in_it_where_the_model_gives_them():
+    policy = SIGNATURE.serving.model_copy(update={"explanations": True})
+    paths = described(SIGNATURE.model_copy(update={"serving": policy}))["paths"]
+    assert {path for path in paths if path not in described()["paths"]} == {
+        f"{ROUTE}/explain",
+        f"{ROUTE}/versions/2/explain",
+    }
+
+
 def test_the_model_gives_the_document_away():
     protocols = Protocols(model="spills", version=2, digest="d", signature=SIGNATURE, parser=PARSER)
     page = protocols.pages[f"{ROUTE}/openapi.json"]()

@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -18,6 +19,7 @@ from penstock.features.training_set import (
     load_training_set,
     read_training_set,
 )
+from penstock.handover import BACKGROUND_FILE, Background
 from penstock.scorer import load_scorer
 from penstock.settings import Settings
 from penstock.settings_sections import TrainingSettings
@@ -153,6 +155,17 @@ class TestRun:
             load_scorer((folder / "model.onnx").read_bytes())(rows),
         )
         assert np.abs(native - graph).max() < 1e-5
+
+    def test_its_bundle_holds_training_rows_to_explain_scores_against(self, settings, trained):
+        folder = Path(trained.bundle_path)
+        drawn = Background.model_validate_json((folder / BACKGROUND_FILE).read_bytes())
+        names = json.loads((folder / "signature.json").read_bytes())["feature_names"]
+        assert list(drawn.feature_names) == names
+        assert len(drawn.rows) == 100
+        # As they come: an amount has not been scaled.
+        low, high = drawn.usual[names.index("TX_AMOUNT")]
+        assert 0 < low < high
+        assert high > 10
 
     def test_its_tracked_run_holds_params_metrics_curves_and_lineage(self, client, trained):
         found = client.get_run(trained.run_id)
