@@ -37,9 +37,12 @@ def open_directly(
     Over TLS the server's name and certificate are checked, against the PEM file `ca` alone where
     one is given.
     """
-    tls = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca))
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), tls)
-    return opener.open(request, timeout=timeout_s)
+    handlers: list[Any] = [urllib.request.ProxyHandler({})]
+    url = request if isinstance(request, str) else request.full_url
+    if url.startswith("https:"):
+        # Reading the system's certificates takes up to half a second.
+        handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca)))
+    return urllib.request.build_opener(*handlers).open(request, timeout=timeout_s)
 
 
 def key_header(token: str) -> dict[str, str]:
