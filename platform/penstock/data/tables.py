@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from penstock.data import statistics
@@ -253,7 +253,7 @@ class TableFolder:
                     schema_mode="overwrite" if mode == "overwrite" else None,
                     partition_by=[partition[0]] if partition else None,
                     configuration=_CONFIGURATION if existing is None else None,
-                    writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+                    writer_properties=stream.writer_properties(),
                     commit_properties=CommitProperties(
                         custom_metadata={
                             f"{_METADATA}{key}": value
