@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -10,7 +11,7 @@ LETTERS = "0123456789abcdefghij" * 20
 
 def by_pandas(texts: list[str]) -> list[int]:
     """The hashes that older statistics hold."""
-    return pd.util.hash_array(pd.Series(texts, dtype=object).array, categorize=False).tolist()
+    return pd.util.hash_array(np.array(texts, dtype=object), categorize=False).tolist()
 
 
 @pytest.fixture
