@@ -11,7 +11,6 @@ from typing import Literal
 
 import polars as pl
 import pyarrow as pa
-from deltalake import ColumnProperties, WriterProperties
 
 from penstock.data import statistics
 from penstock.data.statistics import Summary, is_mostly_distinct
@@ -98,22 +97,13 @@ class CommitStream:
         self._event_time = event_time
         self._statistics_path = folder / f"{part}.parquet"
 
-    def writer_properties(self) -> WriterProperties:
-        """Say how the files are encoded, from the first frame.
-
-        A writer hashes each value for its dictionary until that grows too large: of values that
-        are hardly ever the same, it gets none.
-        """
+    def mostly_distinct(self) -> list[str]:
+        """Name the columns of whose values, by the first frame, hardly any comes again."""
         first = next(self._frames, None)
-        if first is not None:
-            self._frames = itertools.chain([first], self._frames)
-        plain = ColumnProperties(dictionary_enabled=False)
-        columns = [] if first is None else [c for c in first if not c.dtype.is_nested()]
-        return WriterProperties(
-            compression="ZSTD",
-            compression_level=1,
-            column_properties={c.name: plain for c in columns if is_mostly_distinct(c)},
-        )
+        if first is None:
+            return []
+        self._frames = itertools.chain([first], self._frames)
+        return [c.name for c in first if not c.dtype.is_nested() and is_mostly_distinct(c)]
 
     def reader(self) -> pa.RecordBatchReader:
         """Give the stream that the writer reads."""

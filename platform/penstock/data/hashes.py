@@ -73,15 +73,15 @@ def _of_one_length(texts: pl.Series, num_bytes: int) -> Hashes:
 def _siphash(words: Hashes) -> Hashes:
     """Hash n texts of w words, which come as [w, n]."""
     num_texts = words.shape[1]
-    state = [np.full(num_texts, _KEY[i % 2] ^ _START[i]) for i in range(4)]
+    a, b, c, d = (np.full(num_texts, _KEY[i % 2] ^ _START[i], np.uint64) for i in range(4))
     spare = np.empty(num_texts, dtype=np.uint64)
     for word in words:
-        state[3] ^= word
-        _rounds(2, *state, spare)
-        state[0] ^= word
-    state[2] ^= np.uint64(0xFF)
-    _rounds(4, *state, spare)
-    return state[0] ^ state[1] ^ state[2] ^ state[3]
+        d ^= word
+        _rounds(2, a, b, c, d, spare)
+        a ^= word
+    c ^= np.uint64(0xFF)
+    _rounds(4, a, b, c, d, spare)
+    return a ^ b ^ c ^ d
 
 
 def _rounds(number: int, a: Hashes, b: Hashes, c: Hashes, d: Hashes, spare: Hashes) -> None:
