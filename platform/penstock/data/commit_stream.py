@@ -4,6 +4,7 @@ On its way to the writer every frame is also summarized, so that a version's sta
 second reading.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from penstock.data import statistics
-from penstock.data.statistics import Summary
+from penstock.data.statistics import Summary, is_mostly_distinct
 from penstock.errors import DataError
 
 PartitionBy = Literal["day", "month"]
@@ -96,6 +97,14 @@ class CommitStream:
         self._event_time = event_time
         self._statistics_path = folder / f"{part}.parquet"
 
+    def mostly_distinct(self) -> list[str]:
+        """Name the columns of whose values, by the first frame, hardly any comes again."""
+        first = next(self._frames, None)
+        if first is None:
+            return []
+        self._frames = itertools.chain([first], self._frames)
+        return [c.name for c in first if not c.dtype.is_nested() and is_mostly_distinct(c)]
+
     def reader(self) -> pa.RecordBatchReader:
         """Give the stream that the writer reads."""
         empty = self._with_partition(pl.DataFrame(schema=self._schema))
@@ -130,4 +139,9 @@ class CommitStream:
         if self._partition is None or self._event_time is None:
             return frame
         name, form = self._partition
-        return frame.with_columns(pl.col(self._event_time).dt.strftime(form).alias(name))
+        days = frame[self._event_time].dt.date()
+        # A few days, each written out once.
+        known = days.unique()
+        # Of no rows the replacing leaves dates.
+        texts = days.replace_strict(known, known.dt.strftime(form)).cast(pl.String)
+        return frame.with_columns(texts.alias(name))

@@ -17,11 +17,13 @@ import numpy as np
 import orjson
 import polars as pl
 
+from penstock.data.hashes import hash_texts, mix
 from penstock.records import Record
 
 NUM_POINTS = 512
 NUM_HASHES = 2048
 _FIRST_HASHES = 1 << 16
+_FIRST_VALUES = 1 << 16
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -192,22 +194,23 @@ def _numbers(values: pl.Series) -> np.ndarray[Any, Any]:
     return values.cast(pl.Int64).to_numpy() if values.dtype == pl.Boolean else values.to_numpy()
 
 
+def is_mostly_distinct(values: pl.Series) -> bool:
+    """Whether most of the first values are there once, as ids and measurements are."""
+    first = values.head(_FIRST_VALUES)
+    return 2 * first.n_unique() > len(first)
+
+
 def _hash(values: pl.Series) -> np.ndarray[Any, Any]:
     """64-bit hashes that stay the same over processes and releases: they are stored."""
     if values.dtype == pl.String:
-        import pandas as pd
-
-        unique = values.unique().to_numpy().astype(object)
-        return np.asarray(pd.util.hash_array(unique, categorize=False), dtype=np.uint64)
+        # Where texts repeat, finding the distinct ones costs less than hashing all.
+        return hash_texts(values if is_mostly_distinct(values) else values.unique())
     numbers = _numbers(values)
     if numbers.dtype.kind == "f":
         bits = (numbers.astype(np.float64) + 0.0).view(np.uint64)  # +0.0 makes -0.0 the same zero
     else:
         bits = numbers.astype(np.int64).view(np.uint64)
-    # splitmix64's finalizer (Steele, Lea, Flood 2014): every input bit moves every output bit.
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    return mix(bits)
 
 
 def _plain(value: Any) -> Value:

@@ -15,7 +15,14 @@ from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import (
+    ColumnProperties,
+    CommitProperties,
+    DeltaTable,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from penstock.data import statistics
@@ -253,7 +260,7 @@ class TableFolder:
                     schema_mode="overwrite" if mode == "overwrite" else None,
                     partition_by=[partition[0]] if partition else None,
                     configuration=_CONFIGURATION if existing is None else None,
-                    writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+                    writer_properties=_writer_properties(stream.mostly_distinct()),
                     commit_properties=CommitProperties(
                         custom_metadata={
                             f"{_METADATA}{key}": value
@@ -279,6 +286,16 @@ class TableFolder:
     @property
     def _lock_path(self) -> Path:
         return self.path.parent / f".{self.path.name}.lock"
+
+
+def _writer_properties(mostly_distinct: Sequence[str]) -> WriterProperties:
+    # A writer hashes each value for its dictionary until that is too large, and then drops it.
+    plain = ColumnProperties(dictionary_enabled=False)
+    return WriterProperties(
+        compression="ZSTD",
+        compression_level=1,
+        column_properties=dict.fromkeys(mostly_distinct, plain),
+    )
 
 
 def at_path(path: str | Path) -> TableFolder:

@@ -62,9 +62,8 @@ class ScoreParts:
         # A name of its own: a worker whose driver was killed may be writing the same part.
         temporary = self.folder / f"{number:06d}.{uuid.uuid4().hex}"
         table = scores.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
         with temporary.open("xb") as out:
-            with pa.ipc.new_file(out, table.schema, options=options) as writer:
+            with pa.ipc.new_file(out, table.schema) as writer:
                 writer.write_table(table)
             out.flush()
             os.fsync(out.fileno())

@@ -143,10 +143,14 @@ def prediction_ids(keys: pl.DataFrame, model_digest: str, source: str) -> pl.Ser
     # The text of a key with a length before each part: no two keys share it.
     parts = [pl.col(column).cast(pl.String).fill_null("null") for column in keys.columns]
     sized = [pl.format("{}:{}", part.str.len_bytes(), part) for part in parts]
-    texts = keys.select(pl.concat_str(sized).cast(pl.Binary)).to_series()
-    digests = []
-    for text in texts.to_list():
-        digest = base.copy()
-        digest.update(text)
-        digests.append(digest.digest())
-    return pl.Series("prediction_id", digests, dtype=pl.Binary).bin.encode("hex")
+    texts = keys.select(pl.concat_str(sized).cast(pl.Binary))
+    named = [pl.Series("prediction_id", [], dtype=pl.Binary)]
+    # A Python object for each row, but never for all rows: the same memory serves again.
+    for some in texts.iter_slices(_ROWS_PER_RUN):
+        digests = []
+        for text in some.to_series().to_list():
+            digest = base.copy()
+            digest.update(text)
+            digests.append(digest.digest())
+        named.append(pl.Series("prediction_id", digests, dtype=pl.Binary))
+    return pl.concat(named).bin.encode("hex")
