@@ -140,7 +140,9 @@ class TestExplain:
     """On the same deployment: its model gives explanations."""
 
     def test_the_parts_add_up_to_the_score_that_predict_gives(self, served: Settings):
-        port, body = port_of(served), json.dumps({"rows": [ROW, {**ROW, "CUSTOMER_ID": -1}]})
+        brought = {**ROW, "CUSTOMER_ID_NB_TX_7DAY_WINDOW": 99}
+        rows = [ROW, {**ROW, "CUSTOMER_ID": -1}, brought]
+        port, body = port_of(served), json.dumps({"rows": rows})
         answer = explained(port, body)
         predicted = send(port, f"/v1/models/{MODEL}/predict", body).json["predictions"]
         assert answer["version"] == 1
@@ -154,6 +156,8 @@ class TestExplain:
             amount = next(p for p in told["contributions"] if p["feature"] == "TX_AMOUNT")
             assert amount["value"] == ROW["TX_AMOUNT"]
         assert "Missing: " in answer["explanations"][1]["text"]
+        values = {p["feature"]: p["value"] for p in answer["explanations"][2]["contributions"]}
+        assert values["CUSTOMER_ID_NB_TX_7DAY_WINDOW"] == 99
         assert explained(port, body, f"/v1/models/{MODEL}/versions/1/explain") == answer
 
     def test_the_work_is_done_beside_the_replica_and_predict_goes_on(self, served: Settings):

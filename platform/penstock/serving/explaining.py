@@ -172,7 +172,10 @@ class Explaining:
         self.paths = frozenset({f"{route}/explain", *self._named})
         """What is asked by POST."""
         self._parser = RequestParser(
-            arm.signature.request_fields, max_rows=MAX_ROWS, max_body_bytes=max_body_bytes
+            arm.signature.request_fields,
+            feature_names=arm.signature.feature_names,
+            max_rows=MAX_ROWS,
+            max_body_bytes=max_body_bytes,
         )
         self._max_body_bytes = max_body_bytes
         self._num_requests = 0

@@ -56,7 +56,10 @@ class TaskRoutes:
         self._served_paths = served_paths
         self._rows_per_chunk = min(ROWS_PER_CHUNK, signature.serving.max_rows_per_request)
         self._parser = RequestParser(
-            signature.request_fields, max_rows=MAX_TASK_ROWS, max_body_bytes=MAX_TASK_BODY_BYTES
+            signature.request_fields,
+            feature_names=signature.feature_names,
+            max_rows=MAX_TASK_ROWS,
+            max_body_bytes=MAX_TASK_BODY_BYTES,
         )
         self._base = f"{http.MODEL_PREFIX}{self._model}"
         base = re.escape(self._base)

@@ -28,7 +28,7 @@ SIGNATURE = Signature(
     label="SPILLED",
     threshold=None,
 )
-PARSER = RequestParser(FIELDS, max_rows=3, max_body_bytes=1 << 20)
+PARSER = RequestParser(FIELDS, max_rows=3, max_body_bytes=1 << 20, feature_names=("amount",))
 BASE = "/v1/models/spills"
 ROW = {"int64": 1, "float64": 2.5, "bool": True, "string": "ö", "timestamp": "2024-05-01"}
 ROW["timestamp"] += "T10:00:00Z"
@@ -143,7 +143,8 @@ ROWS = st.fixed_dictionaries(
         "bool": st.booleans(),
         "string": st.text(st.characters(exclude_categories=("Cs",))),
         "timestamp": st.datetimes(timezones=st.just(UTC)),
-    }
+    },
+    optional={"amount": st.floats(allow_nan=False, allow_infinity=False)},
 )
 
 
