@@ -54,7 +54,7 @@ s#^\( *http-request return\) .* if routes$#\1 {no_routes} if routes#
     http-request set-header x-request-disconnect-disabled ?1\
     http-request del-header x-request-timeout-seconds\
     http-request set-header x-request-id %[uuid] if !{{ req.hdr(x-request-id) -m found }}
-s#status 404 content-type text/plain lf-string .*#{not_found}#
+s#status 404 content-type text/plain lf-string .*#{no_root}#
 """
 
 # With TLS. HAProxy follows the links when it starts, which it does at each deploy. Serve's pages
@@ -201,17 +201,15 @@ def _write_wrapper(folder: Path, settings: Settings) -> Path:
         )
     for status, (reason, code, message) in _OWN_ANSWERS.items():
         _answer_file(folder, status).write_bytes(_http_answer(status, reason, code, message))
-    answers = {"not_found": "nothing is served yet", "no_routes": "nothing is served here"}
-    mended = _MEND.format(
-        folder=folder, **{name: _not_found(message) for name, message in answers.items()}
-    )
+    no_routes = _not_found("nothing is served here")
+    mended = _MEND.format(folder=folder, no_routes=no_routes, no_root=_NOT_YET)
     if settings.serving.tls.is_on:
         mended += _MEND_WITH_TLS.format(
             address=tls.address(settings),
             certificate=tls.link(settings, folder),
             ciphers=_CIPHERS,
             no_key=_NO_KEY,
-            no_routes=_not_found(answers["no_routes"]),
+            no_routes=no_routes,
         )
     (folder / "mend.sed").write_text(mended)
     wrapper = folder / "haproxy"
@@ -238,6 +236,12 @@ def _not_found(message: str) -> str:
     return f"status 404 content-type application/json string '{_body('unknown_path', message)}'"
 
 
+# The application at `/` knows every path. Before Serve has told a new HAProxy of it, nobody can say
+# that a model is not there.
+_NOT_YET = (
+    "status 503 content-type application/json "
+    f"string '{_body('unavailable', 'nothing is served yet; try again')}' hdr Retry-After 1"
+)
 _NO_KEY = (
     "status 401 content-type application/json "
     f"string '{_body('unauthorized', 'send a valid key: Authorization: Bearer …')}' "
