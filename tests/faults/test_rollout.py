@@ -304,6 +304,7 @@ class TestAb:
     @pytest.fixture(autouse=True)
     def looks_often(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ab_policy, "_FIRST_WAIT_S", 1.0)
+        monkeypatch.setattr(ab_policy, "_LOOKS_IN_THE_TIME", 1)
 
     @pytest.fixture
     def feedback_route(self, rolled: Rolled, project: Project) -> Iterator[None]:

@@ -55,7 +55,15 @@ s#^\( *http-request return\) .* if routes$#\1 {no_routes} if routes#
     http-request del-header x-request-timeout-seconds\
     http-request set-header x-request-id %[uuid] if !{{ req.hdr(x-request-id) -m found }}
 s#status 404 content-type text/plain lf-string .*#{no_root}#
+/^ *http-reuse always/a\
+    http-request return {busy} if {{ avg_queue ge {max_waiting} }}
+s/^\( *server [^ ]* [^ ]* check\)/\1 maxconn {max_at_once}/
 """
+
+# A replica that is asked for more than it can do spends its time on reading requests. So few are at
+# one at a time, some wait in HAProxy, and one more is refused before a replica hears of it.
+_MAX_AT_ONCE = 256
+_MAX_WAITING = 512
 
 # With TLS. HAProxy follows the links when it starts, which it does at each deploy. Serve's pages
 # about itself are for this machine, here and in each replica, which decodes a path before it looks.
@@ -76,7 +84,8 @@ _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 # for each application; a body must arrive within 10 s; Serve need not watch for clients that leave
 # (it starts two more tasks a request for that, and an answer takes milliseconds); a client can't
 # make Serve answer its own plain-text 408; every request has an id, which stays when a second
-# replica gets it.
+# replica gets it. The application at `/` knows every path: before Serve has told a new HAProxy of
+# it, nobody can say that a model is not there, so the answer is 503 and not Serve's 404.
 
 # A soft-stopped HAProxy may keep its connections this long after a reload; a replica's port is not
 # given to another replica before (Serve adds 30 s).
@@ -202,7 +211,14 @@ def _write_wrapper(folder: Path, settings: Settings) -> Path:
     for status, (reason, code, message) in _OWN_ANSWERS.items():
         _answer_file(folder, status).write_bytes(_http_answer(status, reason, code, message))
     no_routes = _not_found("nothing is served here")
-    mended = _MEND.format(folder=folder, no_routes=no_routes, no_root=_NOT_YET)
+    mended = _MEND.format(
+        folder=folder,
+        no_routes=no_routes,
+        no_root=_unavailable("unavailable", "nothing is served yet; try again"),
+        busy=_unavailable("overloaded", "too many requests wait; try again in a moment"),
+        max_at_once=_MAX_AT_ONCE,
+        max_waiting=_MAX_WAITING,
+    )
     if settings.serving.tls.is_on:
         mended += _MEND_WITH_TLS.format(
             address=tls.address(settings),
@@ -232,16 +248,17 @@ def _body(code: str, message: str) -> str:
     return f'{{"code":"{code}","message":"{message}","path":"$"}}'
 
 
+def _unavailable(code: str, message: str) -> str:
+    return (
+        "status 503 content-type application/json "
+        f"string '{_body(code, message)}' hdr Retry-After 1"
+    )
+
+
 def _not_found(message: str) -> str:
     return f"status 404 content-type application/json string '{_body('unknown_path', message)}'"
 
 
-# The application at `/` knows every path. Before Serve has told a new HAProxy of it, nobody can say
-# that a model is not there.
-_NOT_YET = (
-    "status 503 content-type application/json "
-    f"string '{_body('unavailable', 'nothing is served yet; try again')}' hdr Retry-After 1"
-)
 _NO_KEY = (
     "status 401 content-type application/json "
     f"string '{_body('unauthorized', 'send a valid key: Authorization: Bearer …')}' "

@@ -12,6 +12,8 @@ from penstock.serving.sequential import MIN_UNITS, ArmMoments, Comparison, compa
 
 _FIRST_WAIT_S = 30.0
 _SHARE_OF_TIME = 0.01
+_LOOKS_IN_THE_TIME = 10
+"""So many looks would go into the time between two of them: looking is a tenth of the work."""
 GUARD_WINDOW_S = 300.0
 """Guards look at so much at a time: a version that breaks after a week must not have the week's
 good answers to its name."""
@@ -140,4 +142,4 @@ def next_look_s(looked_s: float, took_s: float) -> float:
     week each two hours, and none writes a table's commit for each of them. The test allows a look
     at any moment, so this is only a matter of cost; nor does looking take over a tenth of the time.
     """
-    return looked_s + max(_FIRST_WAIT_S, _SHARE_OF_TIME * looked_s, 10 * took_s)
+    return looked_s + max(_FIRST_WAIT_S, _SHARE_OF_TIME * looked_s, _LOOKS_IN_THE_TIME * took_s)

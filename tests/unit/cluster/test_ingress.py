@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import json
 import os
@@ -34,10 +35,17 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.cluster.ingress._MAX_SOCKET_PATH_BYTES", 400)
 
 
-def rendered_by_serve(folder: Path, node: str = "node", *, port: int = 8000) -> Path:
-    """The configuration that Ray's own template gives for these settings."""
+def rendered_by_serve(
+    folder: Path, node: str = "node", *, port: int = 8000, replica_port: int | None = None
+) -> Path:
+    """The configuration that Ray's own template gives for these settings, and for one replica."""
     from jinja2 import Environment
-    from ray.serve._private.haproxy import HAProxyConfig, _haproxy_fmt_literal
+    from ray.serve._private.haproxy import (
+        BackendConfig,
+        HAProxyConfig,
+        ServerConfig,
+        _haproxy_fmt_literal,
+    )
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
     from ray.serve.config import HTTPOptions
 
@@ -49,14 +57,23 @@ def rendered_by_serve(folder: Path, node: str = "node", *, port: int = 8000) -> 
         error_file_path=str(folder / node / "500.http"),
         metrics_enabled=False,
     )
+    backends = []
+    if replica_port is not None:
+        server = ServerConfig(name="replica", host="127.0.0.1", port=replica_port)
+        backends.append(
+            BackendConfig(name="model", path_prefix="/model", app_name="model", servers=[server])
+        )
     jinja = Environment(autoescape=False)  # noqa: S701 - HAProxy's syntax is no HTML
     jinja.filters["haproxy_fmt"] = _haproxy_fmt_literal
     text = jinja.from_string(HAPROXY_CONFIG_TEMPLATE).render(
         config=config,
-        backends=[],
+        backends=backends,
         healthz_rules=HEALTHZ_RULES,
         route_info={"status": 200, "routes_content_type": "text/plain", "routes_message": "{}"},
-        backends_with_health_config=[],
+        backends_with_health_config=[
+            {"backend": each, "health_config": each.build_health_check_config(config)}
+            for each in backends
+        ],
     )
     path = folder / node / "haproxy.cfg"
     path.parent.mkdir()
@@ -124,6 +141,76 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("penstock.cluster.ingress._MAX_SOCKET_PATH_BYTES", 107)
     with pytest.raises(ClusterError, match="too long"):
         serve_environment(Settings(project_root=tmp_path), tmp_path / ("long" * 10))
+
+
+class _Replica:
+    """Answers health checks at once, and everything else when it is told to."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.num_at_once = self.most_at_once = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if b"/-/healthz" not in head:
+                    self.num_at_once += 1
+                    self.most_at_once = max(self.most_at_once, self.num_at_once)
+                    await self.go_on.wait()
+                    self.num_at_once -= 1
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                await writer.drain()
+        writer.close()
+
+
+async def _asked(port: int, *, answers: list[bytes]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /model/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    answers.append(await reader.read())
+    writer.close()
+
+
+def test_what_a_replica_cannot_take_waits_and_beyond_that_is_refused_at_once(
+    environment: dict[str, str], tmp_path: Path
+):
+    port, replica_port = ports.choose(31_000, span=3), ports.choose(30_000)
+    config = rendered_by_serve(tmp_path / "i", port=port, replica_port=replica_port)
+    wrapper = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
+
+    async def load() -> tuple[_Replica, list[bytes], list[bytes]]:
+        replica, answers = _Replica(), list[bytes]()
+        async with await asyncio.start_server(replica.answer, "127.0.0.1", replica_port):
+            running = await asyncio.create_subprocess_exec(
+                *(wrapper, "-db", "-f", config),
+                stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+            try:
+                while not await asyncio.to_thread(ports.answers, "127.0.0.1", port):
+                    await asyncio.sleep(0.05)
+                async with asyncio.TaskGroup() as callers, asyncio.timeout(60):
+                    for _ in range(256 + 512 + 40):
+                        callers.create_task(_asked(port, answers=answers))
+                    while len(answers) < 40 or replica.num_at_once < 256:
+                        await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.2)
+                    refused = list(answers)
+                    replica.go_on.set()
+            finally:
+                running.kill()
+                await running.wait()
+        return replica, refused, answers
+
+    replica, refused, answers = asyncio.run(load())
+    assert replica.most_at_once == 256
+    assert len(refused) == 40
+    for each in refused:
+        head, body = each.split(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in head.lower()
+        assert json.loads(body)["code"] == "overloaded"
+    assert sum(each.startswith(b"HTTP/1.1 200 ") for each in answers) == 256 + 512
 
 
 class TestTls:
