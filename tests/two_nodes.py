@@ -22,17 +22,25 @@ from penstock.settings import CLUSTER_ID_VARIABLE, Settings
 from projects import REPO_ROOT, Completed, Project
 
 # Stands before `ray`: stops no other Ray of the machine, and puts the ports and sizes of one node
-# of a test where cluster.yaml has those of a machine.
+# of a test where cluster.yaml has those of a machine. Ray keeps a node on loopback only where it
+# believes that there is no other one; the processes that it starts may go on believing so.
 _RAY = """#!{python}
-import json, os, sys
+import functools, json, os, sys
 if sys.argv[1] == "stop":
     sys.exit(0)
-told = json.load(open({told!r}))
-kept = [a for a in sys.argv[1:] if not a.startswith(("--port=", "--address=", "--autoscaling-config"))]
 with open({folder!r} + "/started.jsonl", "a") as log:
     log.write(json.dumps(sys.argv[1:]) + chr(10))
+told = json.load(open({told!r}))
 os.environ.update(told["environment"])
-os.execv(sys.executable, [sys.executable, "-m", "ray.scripts.scripts", *kept, *told["flags"]])
+from ray._private import ray_constants, services
+from ray.scripts.scripts import main
+services.get_node_ip_address = lambda *_: "127.0.0.1"
+ray_constants.ENABLE_RAY_CLUSTER = True
+# On a machine of its own a head does not find the worker, and takes it for the head before.
+services.find_gcs_addresses = functools.cache(set)
+replaced = ("--port=", "--address=", "--autoscaling-config")
+sys.argv[1:] = [one for one in sys.argv[1:] if not one.startswith(replaced)] + told["flags"]
+main()
 """
 _START_TIMEOUT_S = 180.0
 
@@ -137,7 +145,7 @@ class TwoNodes:
         return "\n".join(" ".join(_command(process)) for process in both)
 
     def logs(self) -> Iterator[Path]:
-        return (path for path in self.rays_folder.glob("session_2*/logs/**/*") if path.is_file())
+        return (path for path in self.rays_folder.glob("*/session_2*/logs/**/*") if path.is_file())
 
     def run(self, *arguments: str) -> Completed:
         return self.project.run(*arguments)
@@ -161,7 +169,7 @@ def two_nodes(
 ) -> Iterator[TwoNodes]:
     """Start both on ports from `first_port` on; end them at the end, whatever happened."""
     written = yaml.safe_load((REPO_ROOT / "cluster.yaml").read_text())
-    gcs, dashboard, client, serving, worker_serving = (first_port + n for n in (0, 1, 2, 10, 700))
+    gcs, dashboard, client, serving, worker_serving = (first_port + n for n in (0, 1, 2, 10, 430))
     # Ray's sockets have long names.
     rays_folder = Path(f"/tmp/two-{os.getpid()}-{first_port}")  # noqa: S108  # of this test alone
     common = {
@@ -177,7 +185,7 @@ def two_nodes(
         written["head_start_ray_commands"],
         [
             *(*flags, f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=0"),
-            *(f"--temp-dir={rays_folder}", f"--ray-client-server-port={client}"),
+            *(f"--temp-dir={rays_folder / 'head'}", f"--ray-client-server-port={client}"),
         ],
         common,
         {"DASHBOARD_METRIC_PORT": str(first_port + 3)},
@@ -185,7 +193,10 @@ def two_nodes(
     worker = Node(
         folder / "worker",
         written["worker_start_ray_commands"],
-        [*flags, f"--address=127.0.0.1:{gcs}", "--num-cpus=4"],
+        [
+            *(*flags, f"--address=127.0.0.1:{gcs}", "--num-cpus=4"),
+            f"--temp-dir={rays_folder / 'worker'}",
+        ],
         common,
         {
             # Two nodes of one machine cannot have the same ports.
@@ -213,10 +224,14 @@ def two_nodes(
             shutil.rmtree(left, ignore_errors=True)
 
 
-def free_block(size: int = 1000) -> int:
-    """Find a first port with the ports behind it free, where no other test looks for some."""
-    for first in range(37_000, 48_000, size):
-        if all(_is_free(first + n) for n in (0, 1, 2, 3, 10, 11, 20, 700, 701, 702)):
+def free_block() -> int:
+    """Find a first port with the ones behind it free.
+
+    Below those that the system gives to outgoing connections, above those of the other tests: a
+    head comes back to its ports.
+    """
+    for first in range(30_600, 32_300, 440):
+        if all(_is_free(first + n) for n in (0, 1, 2, 3, 10, 11, 12, 430, 431, 432)):
             return first
     raise AssertionError("no free ports")
 
