@@ -228,6 +228,8 @@ class TestHeadsMemory:
         assert "RAY_REDIS_ADDRESS" not in worker["env"]
         for node in (head, worker):
             assert int(node["env"]["RAY_gcs_rpc_server_reconnect_timeout_s"]) > 3600
+            folder = Path(node["env"]["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent.parent
+            shutil.rmtree(folder, ignore_errors=True)
 
     def test_a_head_whose_redis_does_not_answer_does_not_start(self, tmp_path, prepared):
         said, started = self.started(

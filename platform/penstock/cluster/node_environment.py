@@ -48,8 +48,8 @@ def main() -> None:
                 f"got {arguments}", allowed="the path of the token file, and --head on the head"
             )
         settings = load_settings()
-        variables = node_environment(settings, Path(arguments[0]), is_head=is_head)
         risk = head_memory.check(settings) if is_head else None
+        variables = node_environment(settings, Path(arguments[0]), is_head=is_head)
     except PenstockError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
