@@ -56,6 +56,7 @@ _SECRETS = frozenset(
     {
         "feature_store.registry_url",
         "feature_store.redis",
+        "ray.redis",
         "tracking.uri",
         "kafka",
         "serving.api_key",

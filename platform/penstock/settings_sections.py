@@ -15,6 +15,7 @@ from penstock.access_settings import (
 )
 from penstock.records import Record
 
+_ONE_REDIS = re.compile(r"[^\s,:=@/]+:\d+(,((username|password)=[^,]*|ssl=(true|false)))*")
 _REDIS_ADDRESS = re.compile(r"[^\s,:=@/]+:\d+(,[^\s,:=@/]+:\d+)*(,\w+=[^,]*)*")
 
 
@@ -38,6 +39,22 @@ class RaySettings(Record):
     gcs_port: int = Field(default=6390, ge=1024, le=65535)
     dashboard_port: int = Field(default=8265, ge=1024, le=65535)
     metrics_port: int = Field(default=8290, ge=1024, le=65535)
+    redis: SecretStr = SecretStr("")
+    """`host:port[,username=…][,password=…][,ssl=true]`: where a cluster's head keeps what it must
+    know to come back; empty: a cluster ends with its head."""
+    redis_namespace: str = Field(default="penstock", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    """Names the cluster in that Redis; two clusters of one name would take each other's place."""
+
+    @field_validator("redis")
+    @classmethod
+    def _is_one_redis(cls, redis: SecretStr) -> SecretStr:
+        given = redis.get_secret_value()
+        if given and not _ONE_REDIS.fullmatch(given):
+            raise ValueError(
+                "host:port[,username=…][,password=…][,ssl=true]: one server, its database 0; "
+                "a password holds no comma"
+            )
+        return redis
 
     @field_validator("address")
     @classmethod

@@ -25,7 +25,8 @@ from waiting import wait_for
 pytestmark = pytest.mark.slow
 
 MODEL = "spills"
-NUM_CHUNKS = 12
+# More than the rounds up to the last kill can do.
+NUM_CHUNKS = 60
 NUM_KILLS = 3
 SEEDS = (1, 2, 3)
 
@@ -88,6 +89,7 @@ def killed_until_done(root: Path, seed: int, *, waits_for_log: bool) -> tuple[li
             # Behind some progress: five kills in a row without any are a poison's.
             wait_for(lambda was=before: was != [store.find(MODEL, n).num_rows_done for n in names])
             time.sleep(moments.uniform(0.0, 0.3))
+            assert {store.find(MODEL, n).status for n in names} != {"done"}
         else:
             wait_for(lambda: all(store.find(MODEL, n).status == "done" for n in names))
         process.kill()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from projects import REPO_ROOT
+from servers import Redis
 
 NEEDED_BY_SERVE = (
     "RAY_SERVE_ENABLE_HA_PROXY",
@@ -202,6 +203,41 @@ class TestStartCommands:
         node.token.chmod(0o644)
         assert "can be read by others" in node.run(prepared[which])
         assert node.started == []
+
+
+class TestHeadsMemory:
+    def started(self, home: Path, commands: list[str], redis: str) -> tuple[str, list[dict]]:
+        node = Node(home)
+        with node.env_file.open("a") as file:
+            file.write(f"PENSTOCK_RAY__REDIS='{redis}'\n")
+        return node.run(commands), node.started
+
+    def test_the_head_starts_on_its_redis_and_a_worker_knows_to_wait(
+        self, tmp_path, prepared, redis_server: Redis
+    ):
+        _, (head,) = self.started(
+            tmp_path / "head", prepared["head_start_ray_commands"], redis_server.connection_string
+        )
+        assert head["env"]["RAY_REDIS_ADDRESS"] == f"127.0.0.1:{redis_server.port}"
+        assert redis_server.password not in str(head["args"])
+        _, (worker,) = self.started(
+            tmp_path / "worker",
+            prepared["worker_start_ray_commands"],
+            redis_server.connection_string,
+        )
+        assert "RAY_REDIS_ADDRESS" not in worker["env"]
+        for node in (head, worker):
+            assert int(node["env"]["RAY_gcs_rpc_server_reconnect_timeout_s"]) > 3600
+            folder = Path(node["env"]["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent.parent
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def test_a_head_whose_redis_does_not_answer_does_not_start(self, tmp_path, prepared):
+        said, started = self.started(
+            tmp_path / "home", prepared["head_start_ray_commands"], "127.0.0.1:1,password=hush"
+        )
+        assert "(ray.redis) does not serve us" in said
+        assert "hush" not in said
+        assert started == []
 
 
 def test_setup_closes_the_token_and_the_settings(tmp_path, prepared):

@@ -179,6 +179,16 @@ feature_store.registry_url = 'postgresql://h/f'""",
             load_settings()
         assert "hush" not in str(refused.value)
 
+    @pytest.mark.parametrize(
+        "address",
+        ["redis://:hush@h:6379", "h:1,password=hush,db=1", "h:1,i:2", "h:1,password=hush,ssl=yes"],
+    )
+    def test_a_malformed_redis_of_the_head_is_refused_and_not_shown(self, project, address: str):
+        write(project, f"ray.redis = '{address}'")
+        with pytest.raises(SettingsError, match=r"ray\.redis, .*one server") as refused:
+            load_settings()
+        assert "hush" not in str(refused.value)
+
     def test_a_section_that_is_none_does_not_show_its_secret(self, project: Path):
         write(project, "tracking = 'postgresql://u:hush@h/db'")
         with pytest.raises(SettingsError) as refused:

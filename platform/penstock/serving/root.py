@@ -6,7 +6,7 @@ Whatever nobody else answers ends here, so that an unknown model is a 404 in JSO
 
 import asyncio
 import re
-import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from importlib.metadata import version
@@ -23,11 +23,14 @@ from penstock.serving.client import open_directly
 from penstock.serving.events import EventIntake, table_of
 from penstock.serving.feedback import PATH as FEEDBACK_PATH
 from penstock.serving.feedback import FeedbackIntake
+from penstock.serving.last_known import LastKnown
 from penstock.serving.open_inference import EXTENSIONS
 from penstock.settings import load_settings
 
 _METRICS_KEPT = re.compile(rb"(?:# (?:HELP|TYPE) )?ray_(?:penstock|serve)_")
 _STATUS_AGE_S = 0.5
+# A head that is there answers within milliseconds.
+_HEAD_TIMEOUT_S = 2.0
 _METRICS_TIMEOUT_S = 5.0
 _MAX_SCRAPES_AT_ONCE = 16
 _SILENT_NODES = b"ray_penstock_silent_nodes"
@@ -38,8 +41,10 @@ class Root:
 
     def __init__(self, *_beside: object) -> None:
         """Prepare; nothing is loaded. Serve starts what else it is built with."""
-        self._applications: dict[str, str] = {}
-        self._looked_at_s = float("-inf")
+        self._applications = LastKnown(
+            _applications, age_s=_STATUS_AGE_S, timeout_s=_HEAD_TIMEOUT_S
+        )
+        self._nodes = LastKnown(_node_urls, age_s=_STATUS_AGE_S, timeout_s=_HEAD_TIMEOUT_S)
         settings = load_settings()
         self._gatekeeper = Gatekeeper(settings)
         http.answer_to(settings.serving.public_names)
@@ -102,18 +107,10 @@ class Root:
         )
 
     async def _models_by_status(self) -> dict[str, str]:
-        if time.monotonic() - self._looked_at_s > _STATUS_AGE_S:
-            status = await asyncio.to_thread(serve.status)
-            self._applications = {
-                name: str(application.status.value)
-                for name, application in status.applications.items()
-                if name != http.ROOT_APP
-            }
-            self._looked_at_s = time.monotonic()
-        return self._applications
+        return await self._applications.get()
 
     async def _metrics(self) -> http.Answer:
-        text = await asyncio.to_thread(_scrape)
+        text = await asyncio.to_thread(_scrape, await self._nodes.get())
         return http.Answer(status=200, body=text, content_type=b"text/plain; version=0.0.4")
 
 
@@ -124,17 +121,30 @@ def _unknown(path: str) -> RequestError:
     return http.unknown_path(path)
 
 
-def _scrape() -> bytes:
-    """Collect the serving metrics of every live node; each node's agent exports its own.
+def _applications() -> dict[str, str]:
+    """Ask Serve's controller for the status of each model."""
+    return {
+        name: str(application.status.value)
+        for name, application in serve.status().applications.items()
+        if name != http.ROOT_APP
+    }
 
-    A node that does not answer is left out and counted: it must not hide the others.
-    """
+
+def _node_urls() -> list[str]:
+    """Ask the head where each live node's agent exports its metrics."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray types it not
-    urls = [
+    return [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         for node in nodes
         if node["Alive"] and node.get("MetricsExportPort")
     ]
+
+
+def _scrape(urls: Sequence[str]) -> bytes:
+    """Collect the serving metrics of these nodes.
+
+    A node that does not answer is left out and counted: it must not hide the others.
+    """
     with ThreadPoolExecutor(_MAX_SCRAPES_AT_ONCE) as threads:
         pages = list(threads.map(_read_page, urls))
     # The same HELP and TYPE lines come from each node and may stand once only.

@@ -152,6 +152,7 @@ def _secrets(settings: Settings) -> set[str]:
     given = (
         settings.feature_store.registry_url,
         settings.feature_store.redis,
+        settings.ray.redis,
         settings.tracking.uri,
         *options,
     )

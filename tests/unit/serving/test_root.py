@@ -3,7 +3,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from penstock.serving.root import _METRICS_KEPT, _family, _scrape, _unknown
+from penstock.serving.root import _METRICS_KEPT, _family, _node_urls, _scrape, _unknown
 
 
 def test_an_unknown_model_and_an_unknown_path_are_told_apart():
@@ -59,7 +59,7 @@ def test_a_node_that_does_not_answer_is_left_out_and_counted(monkeypatch: pytest
     # A company's proxy knows no node.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     try:
-        lines = _scrape().decode().splitlines()
+        lines = _scrape(_node_urls()).decode().splitlines()
     finally:
         server.shutdown()
         thread.join()
