@@ -39,6 +39,7 @@ def arm(*, version: int = 3, explanations: bool = True, package_path: str, diges
     signature = SimpleNamespace(
         model="spills",
         request_fields=FIELDS,
+        feature_names=FEATURES,
         serving=ServingPolicy(explanations=explanations),
     )
     return SimpleNamespace(
