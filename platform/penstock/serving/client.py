@@ -80,17 +80,11 @@ def predict(
 
 
 def explain(
-    url: str,
-    model: str,
-    text: str,
-    *,
-    version: int | None = None,
-    token: str = "",
-    ca: str | None = None,
+    url: str, model: str, text: str, *, version: int | None = None, token: str = ""
 ) -> dict[str, Any]:
     """Have the scores of rows explained by a deployed model; arguments and errors as `predict`."""
     request = _request(url, model, "explain", text, version, token)
-    return _ask(request, ca=ca, timeout_s=_EXPLAIN_TIMEOUT_S)
+    return _ask(request, timeout_s=_EXPLAIN_TIMEOUT_S)
 
 
 def _request(
@@ -124,7 +118,7 @@ def _as_request(text: str) -> bytes:
 
 
 def _ask(
-    request: urllib.request.Request, *, ca: str | None, timeout_s: float = _TIMEOUT_S
+    request: urllib.request.Request, *, ca: str | None = None, timeout_s: float = _TIMEOUT_S
 ) -> dict[str, Any]:
     try:
         with open_directly(request, timeout_s=timeout_s, ca=ca) as page:
