@@ -327,7 +327,7 @@ class TestAb:
         assert (over.outcome, evidence.is_new_better) == ("back", False)
         assert evidence.comparison.low > 0
         # What the table says of arms is what callers saw.
-        assert abs(evidence.new.num_units / evidence.old.num_units - 1) < 0.5
+        assert is_half_and_half(evidence.new.num_units, evidence.old.num_units)
         assert evidence.new.num_outcomes <= 2 * evidence.new.num_units
         assert evidence.new.num_units + evidence.old.num_units <= len(told.versions)
 
@@ -386,8 +386,13 @@ class TestAb:
         # Nobody was split while nobody watched, and those customers count on neither side.
         known = done.evidence.num_predictions_new + done.evidence.num_predictions_old
         assert known < 2 * len(told.versions)
-        assert abs(done.evidence.new.num_units / done.evidence.old.num_units - 1) < 0.5
+        assert is_half_and_half(done.evidence.new.num_units, done.evidence.old.num_units)
         assert rolled.back() == old
+
+
+def is_half_and_half(num_new: int, num_old: int) -> bool:
+    """Whether customers can have been split by a fair coin: within five deviations of it."""
+    return abs(num_new - num_old) <= 5 * (num_new + num_old) ** 0.5
 
 
 def run_root_of(settings: Settings) -> None:

@@ -39,7 +39,7 @@ _WAIT_FOR_LOCK_S = 60.0
 
 
 def collect_feedback(settings: Settings, use_case: str, progress: Progress = silent) -> int:
-    """Bring all feedback that was answered over HTTP into its table.
+    """Bring the feedback that was answered over HTTP by now into its table.
 
     Returns:
         How many rows came.
@@ -58,7 +58,10 @@ def collect_feedback(settings: Settings, use_case: str, progress: Progress = sil
             head = log.head(table)
             name = f"feedback:{head.log_id}"
             position = max(head.first_sequence, folder.transaction_number(name) or 0)
-            while found := log.read(table, position, _EVENTS_PER_COMMIT):
+            # Up to what was there when it began: where more always comes, it would never end.
+            while position < head.next_sequence and (
+                found := log.read(table, position, _EVENTS_PER_COMMIT)
+            ):
                 position = found[-1][0] + 1
                 append(settings, use_case, to_frame([event for _, event in found]), name, position)
                 log.trim(table, position)

@@ -47,6 +47,21 @@ def test_much_of_it_comes_in_parts_and_leaves_the_log(settings: Settings, monkey
     assert (head.first_sequence, head.next_sequence) == (5, 5)
 
 
+def test_where_more_always_comes_it_ends_all_the_same(settings: Settings, monkeypatch):
+    monkeypatch.setattr(feedback_collection, "_EVENTS_PER_COMMIT", 2)
+    send(settings, *IDS)
+    later: list[str] = []
+
+    def more_comes(*_: object) -> None:
+        later.append(f"b-{len(later)}")
+        send(settings, later[-1])
+        assert len(later) < 20
+
+    assert collect_feedback(settings, USE_CASE, more_comes) == 6
+    assert collect_feedback(settings, USE_CASE) == 2
+    assert ids(settings) == sorted([*IDS, *later])
+
+
 def test_a_log_that_was_lost_and_made_anew_is_no_old_one(settings: Settings):
     send(settings, *IDS[:3])
     collect_feedback(settings, USE_CASE)
