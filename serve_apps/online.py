@@ -1,4 +1,6 @@
-"""The applications that Serve runs: one per model, and the small one at `/`. Wiring only.
+"""The applications that Serve runs: one per model, one for those that share, the small one at `/`.
+
+Wiring only.
 
 `penstock deploy` calls these builders. By hand, on a Ray that has Penstock installed:
 `serve run serve_apps.online:build model=… version=… digest=… package_path=…`.
@@ -14,8 +16,11 @@ from ray.serve.schema import LoggingConfig
 
 from penstock.handover import ServingPolicy
 from penstock.serving.grpc_gateway import GrpcDeployment
-from penstock.serving.replica import MAX_REQUESTS_IN_SERVE, Replica, ReplicaArguments
+from penstock.serving.model_server import ModelArguments
+from penstock.serving.replica import MAX_REQUESTS_IN_SERVE, Replica
 from penstock.serving.root import Root
+from penstock.serving.shared import SharedReplica
+from penstock.serving.shared_targets import SHARED_DEPLOYMENT
 from penstock.serving.trial import TrialArguments
 
 # Serve formats a line for each request at INFO, also where the access log is off.
@@ -36,6 +41,15 @@ class OnlineArguments(BaseModel):
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     serving: ServingPolicy = ServingPolicy()
     trial: TrialArguments | None = None
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+
+
+class SharedAppArguments(BaseModel):
+    """What the application of the models that share replicas is built from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_replicas: int = 1
     runtime_env: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -75,7 +89,7 @@ def build(arguments: OnlineArguments) -> Application:
         },
         **scaling,
     )
-    replica = ReplicaArguments(
+    replica = ModelArguments(
         model=arguments.model,
         version=arguments.version,
         digest=arguments.digest,
@@ -100,6 +114,25 @@ def _autoscaling(policy: ServingPolicy) -> AutoscalingConfig:
         metrics_interval_s=0.5,
         look_back_period_s=3.0,
     )
+
+
+def build_shared(arguments: SharedAppArguments) -> Application:
+    """Build the application of the models that share replicas."""
+    return serve.deployment(
+        serve.ingress()(SharedReplica),
+        name=SHARED_DEPLOYMENT,
+        num_replicas=arguments.num_replicas,
+        max_ongoing_requests=MAX_REQUESTS_IN_SERVE,
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=5.0,
+        health_check_timeout_s=10.0,
+        logging_config=_LOGGING,
+        ray_actor_options={"num_cpus": 1, "runtime_env": arguments.runtime_env},
+    ).bind()
 
 
 def build_root(arguments: RootArguments) -> Application:

@@ -39,7 +39,7 @@ def register(
 
     registry = ModelRegistry(settings)
     entry = registry.add_entry(model, f"{run.run_id}-{time.monotonic_ns()}")
-    bundle = Path(run.bundle_path).parent / f"bundle-{entry.version}"
+    bundle = Path(run.bundle_path).parent / f"bundle-{model}-{entry.version}"
     shutil.copytree(run.bundle_path, bundle)
     signature = json.loads((bundle / "signature.json").read_text())
     signature["serving"] |= serving

@@ -54,6 +54,9 @@ class ServingPolicy(Record):
     num_cpus_per_replica: float = Field(default=1.0, gt=0)
     num_gpus_per_replica: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Above 0 the graph runs on a GPU, of which a replica gets this share or number."""
+    shared: bool = False
+    """Serve it from the replicas that many models share: it is loaded when it is asked for, and the
+    least recently used leave memory. What is said of replicas here then says nothing."""
     max_requests_in_flight: int = Field(default=768, ge=1)
     """Requests that one replica works on or keeps waiting; one more is answered 503."""
     max_batch_size: int = Field(default=256, ge=1)
@@ -72,6 +75,18 @@ class ServingPolicy(Record):
     def _check_replicas(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be below min_replicas")
+        return self
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> Self:
+        own = {"min_replicas", "max_replicas", "num_cpus_per_replica", "num_gpus_per_replica"}
+        given = sorted(
+            name
+            for name in own
+            if getattr(self, name) != type(self).model_fields[name].get_default()
+        )
+        if self.shared and given:
+            raise ValueError(f"a shared model has no replicas of its own: leave out {given[0]}")
         return self
 
     @model_validator(mode="after")

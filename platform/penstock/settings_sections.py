@@ -125,6 +125,10 @@ class ServingSettings(Record):
     """Whether replicas log each prediction with the features that it was made from."""
     prediction_log_bytes: int = Field(default=4 << 30, ge=1 << 20)
     """What one replica's log may hold before it is collected; then predictions are left out."""
+    shared_replicas: int = Field(default=1, ge=1)
+    """Replicas of the application that serves the models whose policy says `shared`."""
+    shared_model_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """What such models may take of one replica's memory; beyond, the least recently used go."""
 
     @property
     def is_public(self) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from types import ModuleType
@@ -9,10 +10,10 @@ from typing import Any
 
 from penstock.errors import ClusterError
 from penstock.registry.package import VerifiedPackage
-from penstock.serving import server
+from penstock.serving import server, shared_application, shared_targets
 from penstock.serving.client import key_header, open_directly
 from penstock.serving.deployments import Deployment
-from penstock.serving.http import ROOT_APP
+from penstock.serving.http import NOT_LOADED, ROOT_APP
 from penstock.settings import Settings
 
 _START_TIMEOUT_S = 180.0
@@ -42,6 +43,9 @@ def apply(
     """
     from ray import serve
 
+    if package.signature.serving.shared:
+        shared_application.aim(settings, builders, wanted, trial=trial)
+        return
     arguments = builders.OnlineArguments(
         model=wanted.model,
         version=wanted.version,
@@ -60,10 +64,23 @@ def apply(
     serve.run_many([target], wait_for_applications_running=False)
 
 
-def wait_until_running(model: str, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+def remove(settings: Settings, model: str) -> None:
+    """Make nothing what answers for a model."""
+    from ray import serve
+
+    if shared_targets.is_shared(settings, model):
+        shared_application.remove(settings, model)
+    else:
+        serve.delete(model)
+
+
+def wait_until_running(
+    settings: Settings, model: str, *, meanwhile: Callable[[], None] = lambda: None
+) -> None:
     """Wait for its replicas.
 
     Args:
+        settings: which storage.
         model: whose.
         meanwhile: is called again and again.
 
@@ -72,7 +89,7 @@ def wait_until_running(model: str, *, meanwhile: Callable[[], None] = lambda: No
     """
     deadline_s = time.monotonic() + _START_TIMEOUT_S
     while True:
-        states = server.applications()
+        states = server.applications(settings)
         for name in (model, ROOT_APP):
             state = states.get(name, {"status": "NOT_STARTED", "message": ""})
             if state["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
@@ -116,11 +133,34 @@ def wait_until_answering(wanted: Deployment, token: str, *, rollout_id: str | No
             with open_directly(request, timeout_s=_ANSWER_ATTEMPT_S) as page:
                 document = json.load(page)
             answer = f"version {document.get('version')}"
+            failure = document.get("next_version_failed")
+            if failure is not None:
+                raise ClusterError(failure)
             found = (document.get("digest"), document.get("rollout", {}).get("id"))
             in_a_row = in_a_row + 1 if found == (wanted.digest, rollout_id) else 0
+        except urllib.error.HTTPError as error:
+            in_a_row = 0
+            answer = _refusal(error)
         except (OSError, ValueError, AttributeError) as error:
             in_a_row = 0
             answer = str(error)
         if time.monotonic() > deadline_s:
             raise ClusterError(f"it runs, but {wanted.url} answers with {answer}")
         time.sleep(_POLL_S)
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    """Say what a server refuses; raise where waiting is of no use.
+
+    Raises:
+        ClusterError: a shared replica has tried to load the version, and can't.
+    """
+    with error:
+        try:
+            document = json.loads(error.read(1 << 16))
+            code, message = document["code"], document["message"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return str(error)
+    if code == NOT_LOADED:
+        raise ClusterError(message)
+    return f"{error.code}: {message}"

@@ -62,18 +62,12 @@ class Arm:
         self._predictor = Predictor(package)
         self._predictor.check_golden_row()
         policy = package.signature.serving
-        self._reader = OnlineReader.open(
-            settings,
-            package.signature.use_case,
-            package.signature.feature_service,
-            cache_s=policy.feature_cache_s,
-        )
+        self._reader = open_reader(settings, package)
         self._predict: Callable[[np.ndarray], np.ndarray] = self._predictor.predict
         caches = {"features": self._reader.cache_counts}
         if policy.score_cache_rows:
             self._predict = scores = ScoreCache(self._predictor.predict, policy.score_cache_rows)
             caches["scores"] = scores.counts
-        _check_same_features(package, self._reader)
         self.protocols = Protocols(
             model=package.signature.model,
             version=self.version,
@@ -186,12 +180,25 @@ def _open_log(
     return PredictionLog(root, header, max_bytes=settings.serving.prediction_log_bytes)
 
 
-def _check_same_features(package: VerifiedPackage, reader: OnlineReader) -> None:
-    declared = package.signature.feature_names
+def open_reader(settings: Settings, package: VerifiedPackage) -> OnlineReader:
+    """Open the online store for a version's features.
+
+    Raises:
+        IntegrityError: they are no longer declared as the version was trained on them.
+    """
+    signature = package.signature
+    reader = OnlineReader.open(
+        settings,
+        signature.use_case,
+        signature.feature_service,
+        cache_s=signature.serving.feature_cache_s,
+    )
+    declared = signature.feature_names
     if tuple(reader.feature_names) != declared:
         raise IntegrityError(
-            f"the feature service {package.signature.feature_service} now gives "
+            f"the feature service {signature.feature_service} now gives "
             f"{', '.join(reader.feature_names)}",
             allowed=f"what the model was trained on: {', '.join(declared)}",
             next_step="deploy from the declarations that the model was trained with, or retrain",
         )
+    return reader

@@ -13,7 +13,14 @@ from penstock.logs import redact
 from penstock.registry.package import VerifiedPackage, verify
 from penstock.registry.versions import ModelVersion
 from penstock.roles import check_may
-from penstock.serving import application, deployments, gpus, rollout_files, server
+from penstock.serving import (
+    application,
+    deployments,
+    gpus,
+    rollout_files,
+    server,
+    shared_application,
+)
 from penstock.serving.api_keys import own_token
 from penstock.serving.client import example_body
 from penstock.serving.code import freeze_code
@@ -42,7 +49,8 @@ def deploy(
     Raises:
         BusyError: another deploy of the model is under way.
         IntegrityError: the package is not the one that was registered.
-        UserError: its replicas need GPUs, and no node has so many.
+        UserError: its replicas need GPUs, and no node has so many. Or what stands is served by
+            replicas of its own, and this would be by shared ones, or the other way round.
         ClusterError: the new version does not come up; the one before serves on. Or a Serve runs
             that was started to listen elsewhere.
     """
@@ -55,6 +63,8 @@ def deploy(
         if policy.num_gpus_per_replica:
             gpus.check(version.name, policy, gpus.gpus_of_nodes())
         before = standing(settings, version.name)
+        if before is not None:
+            shared_application.check_kind(settings, version.name, is_shared=policy.shared)
         earlier = deployments.line(before, version.version, is_way_back=is_way_back)
         wanted = wanted.model_copy(update={"earlier": earlier})
         facts = {"digest": wanted.digest, "before": before.version if before else None}
@@ -63,7 +73,7 @@ def deploy(
         try:
             end_left_rollout(settings, version.name)
             application.apply(settings, builders, wanted, package)
-            application.wait_until_running(version.name)
+            application.wait_until_running(settings, version.name)
             report("waiting for its first answers")
             application.wait_until_answering(wanted, own_token(settings))
             deployments.record(settings, wanted)
@@ -129,7 +139,7 @@ def prepare(settings: Settings, version: ModelVersion) -> tuple[VerifiedPackage,
 
 def standing(settings: Settings, model: str) -> Deployment | None:
     """Find what serves: what is written down may be of a Ray that is gone, then nothing does."""
-    return find_deployment(settings, model) if model in server.applications() else None
+    return find_deployment(settings, model) if model in server.applications(settings) else None
 
 
 def end_left_rollout(settings: Settings, model: str) -> None:
@@ -146,14 +156,11 @@ def undeploy(settings: Settings, model: str) -> bool:
     """Stop serving a model; tell whether it was served."""
     with held(settings, model):
         server.connect_driver(settings)
-        from ray import serve
-
         end_left_rollout(settings, model)
-
-        served = model in server.applications()
+        served = model in server.applications(settings)
         if served:
             audit.append(settings, "deployment.remove", model)
-            serve.delete(model)
+            application.remove(settings, model)
         deployment_path(settings, model).unlink(missing_ok=True)
         return served
 
@@ -166,15 +173,13 @@ def serve_again(
     Returns:
         What is served now, in words; whatever goes wrong here must not hide why we go back.
     """
-    from ray import serve
-
     try:
         if before is None:
-            serve.delete(model)
+            application.remove(settings, model)
             return "nothing is served"
         package = verify(Path(before.package_path), settings, digest=before.digest)
         application.apply(settings, builders, before, package)
-        application.wait_until_running(model)
+        application.wait_until_running(settings, model)
     except Exception as error:  # noqa: BLE001  # Ray and Serve raise what they like
         return f"going back failed too ({error}), see `penstock status`"
     return f"version {before.version} serves on"

@@ -22,6 +22,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 ROOT_APP = "penstock"
 """The Serve application at `/`; a model must not take its name."""
 MODEL_PREFIX = "/v1/models/"
+NOT_LOADED = "not_loaded"
+"""The code of a refusal where a shared replica cannot load what it should answer with."""
 # The ingress leads /v2/models/<model>/… to the model's own prefix.
 _OPEN_INFERENCE = re.compile(r"/v2(/|$)|/v1/models/[^/]+/v2(/|$)")
 _LOOPBACK_NAMES = (b"127.0.0.1", b"localhost", b"[::1]")
@@ -75,6 +77,11 @@ def method_answer(method: str, *allowed: str) -> Answer:
 def unknown_path(path: str) -> RequestError:
     """Build the refusal of a path that nothing answers."""
     return RequestError(404, "unknown_path", f"nothing is served at {path[:200]!a}")
+
+
+def unknown_model(model: str) -> RequestError:
+    """Build the refusal of a model that nobody serves."""
+    return RequestError(404, "unknown_model", f"no model named {model[:100]!a} is served")
 
 
 def only_header(headers: Headers, name: bytes) -> bytes | None:

@@ -32,6 +32,7 @@ _FLUSH_S = 0.25
 PREFIX = "penstock_"
 # Ray annotates tag_keys as a tuple of exactly one name, and takes any number.
 _KEYS: Any = ("model", "model_version")
+_MODEL_KEY: Any = ("model",)
 _Batch = tuple[int, int, Sequence[OnlineRows]]
 """Number of requests, number of rows, and what was looked up for them."""
 
@@ -285,6 +286,38 @@ class TrialMetrics:
         if num_failed > self._num_told:
             self._failed.inc(num_failed - self._num_told)
             self._num_told = num_failed
+
+
+class SharedMetrics:
+    """What a replica that loads models as they are asked for has in memory."""
+
+    def __init__(self) -> None:
+        """Register the series."""
+        self._bytes = metrics.Gauge(
+            f"{PREFIX}shared_model_bytes",
+            description="Memory that a model takes in a shared replica; 0: it is not loaded.",
+            tag_keys=_MODEL_KEY,
+        )
+        self._loads, self._evictions = (
+            metrics.Counter(f"{PREFIX}shared_{kind}", description=words, tag_keys=_MODEL_KEY)
+            for kind, words in {
+                "loads": "Times that a shared replica loaded a model.",
+                "evictions": "Times that a model left a shared replica's memory for another one.",
+            }.items()
+        )
+
+    def loaded(self, model: str, num_bytes: int) -> None:
+        """Count a load."""
+        self._loads.inc(1, tags={"model": model})
+        self._bytes.set(num_bytes, tags={"model": model})
+
+    def evicted(self, model: str) -> None:
+        """Count a model that had to go."""
+        self._evictions.inc(1, tags={"model": model})
+
+    def gone(self, model: str) -> None:
+        """Tell that a model takes no memory any more."""
+        self._bytes.set(0, tags={"model": model})
 
 
 def _counter(

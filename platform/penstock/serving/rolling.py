@@ -141,6 +141,12 @@ def _check_fields(plan: RolloutPlan, *, new: VerifiedPackage, old: VerifiedPacka
             f"{shares[0]:g} and {shares[1]:g} GPUs, and during a rollout one replica holds both",
             next_step="deploy it outright",
         )
+    if old.signature.serving.shared != new.signature.serving.shared:
+        raise UserError(
+            f"one of the versions {plan.from_version} and {plan.to_version} of {plan.model} is for "
+            "shared replicas, and the other for its own",
+            next_step=f"penstock undeploy {plan.model}, then deploy the new one outright",
+        )
     if plan.split_by not in fields[0]:
         raise UserError(
             f"requests have no field {plan.split_by!r} to split by", allowed=", ".join(fields[0])
@@ -150,7 +156,7 @@ def _check_fields(plan: RolloutPlan, *, new: VerifiedPackage, old: VerifiedPacka
 def _left(settings: Settings, plan: RolloutPlan) -> Rollout | None:
     """Find the rollout that a killed process left, if this is its plan."""
     left = rollout_files.find(settings, plan.model)
-    if left is None or left.is_over or plan.model not in server.applications():
+    if left is None or left.is_over or plan.model not in server.applications(settings):
         return None
     if left.plan != plan:
         raise UserError(
@@ -238,7 +244,7 @@ class _Watch:
         both = rollout.old.model_copy(update={"code_path": rollout.new.code_path})
         trial = trial_arguments(rollout)
         application.apply(self._settings, self._builders, both, package, trial=trial)
-        application.wait_until_running(rollout.plan.model, meanwhile=self._renew)
+        application.wait_until_running(self._settings, rollout.plan.model, meanwhile=self._renew)
         token = own_token(self._settings)
         application.wait_until_answering(rollout.old, token, rollout_id=rollout.id)
         deadline_s = time.monotonic() + _WAIT_FOR_REPORT_S
@@ -348,7 +354,7 @@ class _Watch:
         self._report(f"replicas of version {stays.version} alone take over")
         package = verify(Path(stays.package_path), self._settings, digest=stays.digest)
         application.apply(self._settings, self._builders, stays, package)
-        application.wait_until_running(stays.model, meanwhile=self._renew)
+        application.wait_until_running(self._settings, stays.model, meanwhile=self._renew)
         application.wait_until_answering(stays, own_token(self._settings))
         deployments.record(self._settings, stays)
         return outcome

@@ -14,7 +14,6 @@ from typing import Any
 
 import orjson
 import ray
-from ray import serve
 
 from penstock.errors import RequestError
 from penstock.serving import http
@@ -25,12 +24,11 @@ from penstock.serving.feedback import PATH as FEEDBACK_PATH
 from penstock.serving.feedback import FeedbackIntake
 from penstock.serving.last_known import LastKnown
 from penstock.serving.open_inference import EXTENSIONS
+from penstock.serving.served_models import HEAD_TIMEOUT_S, ServedModels
 from penstock.settings import load_settings
 
 _METRICS_KEPT = re.compile(rb"(?:# (?:HELP|TYPE) )?ray_(?:penstock|serve)_")
-_STATUS_AGE_S = 0.5
-# A head that is there answers within milliseconds.
-_HEAD_TIMEOUT_S = 2.0
+_NODES_AGE_S = 0.5
 _METRICS_TIMEOUT_S = 5.0
 _MAX_SCRAPES_AT_ONCE = 16
 _SILENT_NODES = b"ray_penstock_silent_nodes"
@@ -41,11 +39,9 @@ class Root:
 
     def __init__(self, *_beside: object) -> None:
         """Prepare; nothing is loaded. Serve starts what else it is built with."""
-        self._applications = LastKnown(
-            _applications, age_s=_STATUS_AGE_S, timeout_s=_HEAD_TIMEOUT_S
-        )
-        self._nodes = LastKnown(_node_urls, age_s=_STATUS_AGE_S, timeout_s=_HEAD_TIMEOUT_S)
         settings = load_settings()
+        self._served = ServedModels(settings)
+        self._nodes = LastKnown(_node_urls, age_s=_NODES_AGE_S, timeout_s=HEAD_TIMEOUT_S)
         self._gatekeeper = Gatekeeper(settings)
         http.answer_to(settings.serving.public_names)
         self._events = EventIntake(settings)
@@ -73,7 +69,7 @@ class Root:
             "/healthz": self._health,
             "/readyz": self._ready,
             "/metrics": self._metrics,
-            "/v1/models": self._models,
+            "/v1/models": self._served.answer,
             "/v2": self._describe,
             "/v2/health/live": self._health,
             "/v2/health/ready": self._ready,
@@ -93,21 +89,13 @@ class Root:
         return http.Answer(status=200, body=b'{"status":"ok"}')
 
     async def _ready(self) -> http.Answer:
-        applications = await self._models_by_status()
+        applications = await self._served.by_status()
         waiting = [
             f"{name} is {status}" for name, status in applications.items() if status != "RUNNING"
         ]
         if waiting or not applications:
             raise RequestError(503, "not_ready", ", ".join(waiting) or "no model is deployed")
         return http.Answer(status=200, body=orjson.dumps({"ready": True, "models": applications}))
-
-    async def _models(self) -> http.Answer:
-        return http.Answer(
-            status=200, body=orjson.dumps({"models": await self._models_by_status()})
-        )
-
-    async def _models_by_status(self) -> dict[str, str]:
-        return await self._applications.get()
 
     async def _metrics(self) -> http.Answer:
         text = await asyncio.to_thread(_scrape, await self._nodes.get())
@@ -117,17 +105,8 @@ class Root:
 def _unknown(path: str) -> RequestError:
     model, slash, rest = path.removeprefix(http.MODEL_PREFIX).partition("/")
     if path.startswith(http.MODEL_PREFIX) and slash and rest:
-        return RequestError(404, "unknown_model", f"no model named {model[:100]!a} is served")
+        return http.unknown_model(model)
     return http.unknown_path(path)
-
-
-def _applications() -> dict[str, str]:
-    """Ask Serve's controller for the status of each model."""
-    return {
-        name: str(application.status.value)
-        for name, application in serve.status().applications.items()
-        if name != http.ROOT_APP
-    }
 
 
 def _node_urls() -> list[str]:

@@ -20,12 +20,15 @@ from penstock.errors import ClusterError, NotFoundError, PenstockError
 from penstock.locks import exclusive
 from penstock.serving.code import freeze_code
 from penstock.serving.http import ROOT_APP
+from penstock.serving.shared_targets import SHARED_APP, shared_models
 from penstock.settings import Settings, load_settings
 
 _LOCK_WAIT_S = 180.0
 _ATTEMPTS = 3
-# Who may ask, by which names, and in which protocols.
-_ACCESS_VARIABLES = re.compile("PENSTOCK_SERVING__(REQUIRE_KEY|PUBLIC_NAMES|JWT__.*|GRPC)")
+# Who may ask, by which names, and in which protocols; and what shared models may take.
+_VARIABLES = re.compile(
+    "PENSTOCK_SERVING__(REQUIRE_KEY|PUBLIC_NAMES|JWT__.*|GRPC|SHARED_MODEL_BYTES)"
+)
 
 log = structlog.get_logger()
 
@@ -58,8 +61,7 @@ def start(settings: Settings) -> None:
         serve.start(http_options=HTTPOptions(host=host, port=port))
         check_listening(host, port)
         wanted = runtime_env(settings, str(freeze_code(settings)))
-        is_up = applications().get(ROOT_APP, {}).get("status") in ("RUNNING", "DEPLOYING")
-        if is_up and _what_matters(_root_runtime_env()) == _what_matters(wanted):
+        if runs_on(ROOT_APP, "root", wanted):
             return
         builders = load_builders(settings)
         root = builders.build_root(
@@ -69,20 +71,34 @@ def start(settings: Settings) -> None:
         serve.run_many([target], wait_for_applications_running=False)
 
 
-def _root_runtime_env() -> dict[str, Any]:
-    """What the application at `/` runs on."""
+def runs_on(application: str, deployment: str, wanted: dict[str, Any]) -> bool:
+    """Whether an application is up, on this code and for these callers.
+
+    Args:
+        application: its name.
+        deployment: its first deployment.
+        wanted: the runtime environment that it should have.
+    """
+    if states().get(application, {}).get("status") not in ("RUNNING", "DEPLOYING"):
+        return False
+    options = deployment_config(application, deployment)["ray_actor_options"]
+    return _what_matters(options.get("runtime_env", {})) == _what_matters(wanted)
+
+
+def deployment_config(application: str, deployment: str) -> dict[str, Any]:
+    """What Serve was told of a deployment."""
     from ray.serve.context import _get_global_client
 
     client: Any = _get_global_client()
-    root = client.get_serve_details()["applications"][ROOT_APP]["deployments"]["root"]
-    return dict(root["deployment_config"]["ray_actor_options"].get("runtime_env", {}))
+    found = client.get_serve_details()["applications"][application]["deployments"][deployment]
+    return dict(found["deployment_config"])
 
 
 def _what_matters(runtime_env: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """The digest of the code, who may ask, and how."""
+    """The digest of the code, and the settings that a replica can't do without."""
     variables = runtime_env.get("env_vars", {})
-    access = {name: told for name, told in variables.items() if _ACCESS_VARIABLES.fullmatch(name)}
-    return Path(runtime_env.get("working_dir", "")).name, access
+    kept = {name: told for name, told in variables.items() if _VARIABLES.fullmatch(name)}
+    return Path(runtime_env.get("working_dir", "")).name, kept
 
 
 def check_reach(settings: Settings) -> None:
@@ -137,7 +153,19 @@ def check_listening(host: str, port: int) -> None:
         )
 
 
-def applications() -> dict[str, dict[str, Any]]:
+def applications(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The state of each model that is served, and of the application at `/`.
+
+    A model without an application of its own has the state of the shared one.
+    """
+    found = states()
+    shared = found.pop(SHARED_APP, None)
+    if shared is not None:
+        found |= dict.fromkeys(shared_models(settings), shared)
+    return found
+
+
+def states() -> dict[str, dict[str, Any]]:
     """Every application's status, with the first thing that went wrong in it."""
     from ray import serve
 

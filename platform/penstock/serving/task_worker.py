@@ -66,6 +66,8 @@ class TaskWorker:
         self._logged = logged
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
+        self.is_working = False
+        """Whether something was taken that is not settled yet."""
         self._swept_s = float("-inf")
 
     def start(self) -> None:
@@ -98,7 +100,8 @@ class TaskWorker:
         with contextlib.ExitStack() as held:
             store = await asyncio.to_thread(self._hold, held)
             while not self._is_closing:
-                if not await self.work(store):
+                self.is_working = await self.work(store)
+                if not self.is_working:
                     await asyncio.sleep(_LOOK_S)
 
     def _hold(self, held: contextlib.ExitStack) -> "TaskStore":

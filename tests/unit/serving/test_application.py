@@ -13,12 +13,14 @@ from deployed import deployment, version
 from penstock.errors import ClusterError
 from penstock.serving import application, server
 from penstock.serving.http import ROOT_APP
+from penstock.settings import Settings
 
 TRACEBACK = """The deployment failed to start 3 times in a row. Error:
 ray::ServeReplica:spills:replica.initialize_and_get_metadata() (pid=7, ip=127.0.0.1)
   File "replica.py", line 60, in __init__
 penstock.errors.IntegrityError: model.onnx has not the signed SHA-256. Next: do not load it
 """
+SETTINGS = Settings(project_root=Path())
 OURS, OTHER = {"version": 2, "digest": "0" * 64}, {"version": 1, "digest": "1" * 64}
 
 
@@ -46,7 +48,7 @@ def state(status: str, message: str = "") -> dict[str, str]:
 def tells(monkeypatch: pytest.MonkeyPatch, *states: dict[str, Any]) -> None:
     """Let Serve tell these states, one a look, and the last one from then on."""
     told = chain(states, repeat(states[-1]))
-    monkeypatch.setattr(server, "applications", lambda: next(told))
+    monkeypatch.setattr(server, "applications", lambda _: next(told))
 
 
 class TestRunning:
@@ -62,7 +64,7 @@ class TestRunning:
             {"spills": up, ROOT_APP: up},
         )
         calls: list[None] = []
-        application.wait_until_running("spills", meanwhile=lambda: calls.append(None))
+        application.wait_until_running(SETTINGS, "spills", meanwhile=lambda: calls.append(None))
         assert len(calls) == 3
 
     @pytest.mark.parametrize("status", ["DEPLOY_FAILED", "UNHEALTHY"])
@@ -70,12 +72,12 @@ class TestRunning:
     def test_what_failed_ends_the_wait_with_its_cause(self, monkeypatch, status: str, name: str):
         tells(monkeypatch, {name: state(status, TRACEBACK)})
         with pytest.raises(ClusterError, match=r"^penstock\.errors\.IntegrityError"):
-            application.wait_until_running("spills")
+            application.wait_until_running(SETTINGS, "spills")
 
     def test_what_never_runs_is_told_with_what_it_waits_for(self, monkeypatch):
         tells(monkeypatch, {"spills": state("DEPLOYING", "waiting for 2 CPU")})
         with pytest.raises(ClusterError, match=r"no replica was ready .* waiting for 2 CPU"):
-            application.wait_until_running("spills")
+            application.wait_until_running(SETTINGS, "spills")
 
 
 @contextmanager

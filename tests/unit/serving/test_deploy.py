@@ -45,9 +45,9 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     deployments.record(settings, deployment(versions[0]))
     monkeypatch.setattr(server, "start", lambda _: None)
     monkeypatch.setattr(server, "load_builders", lambda _: None)
-    monkeypatch.setattr(server, "applications", lambda: fake.applications)
+    monkeypatch.setattr(server, "applications", lambda _: fake.applications)
     monkeypatch.setattr(application, "apply", fake.apply)
-    monkeypatch.setattr(application, "wait_until_running", lambda _: None)
+    monkeypatch.setattr(application, "wait_until_running", lambda *_: None)
     monkeypatch.setattr(application, "wait_until_answering", lambda *_: None)
     monkeypatch.setattr(ray.serve, "delete", lambda name: fake.calls.append(f"delete {name}"))
     return fake

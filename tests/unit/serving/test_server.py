@@ -9,7 +9,7 @@ from ray.serve._private.config import DeploymentConfig
 
 from penstock.errors import ClusterError, NotFoundError
 from penstock.handover import ServingPolicy
-from penstock.serving import server
+from penstock.serving import server, shared_targets
 from penstock.settings import Settings
 from projects import REPO_ROOT
 
@@ -52,36 +52,65 @@ def test_a_project_without_serve_apps_is_told_so(tmp_path: Path):
         server.load_builders(Settings(project_root=tmp_path))
 
 
-def test_what_matters_of_the_root_application_is_its_code_who_may_ask_and_how(
+def test_an_application_runs_on_a_code_for_callers_and_within_a_memory(
     monkeypatch: pytest.MonkeyPatch,
 ):
     import ray.serve.context
 
-    def running(options: dict) -> SimpleNamespace:
-        deployments = {
-            name: {"deployment_config": {"ray_actor_options": found}}
-            for name, found in (("grpc", {}), ("root", options))
-        }
-        details = {"applications": {"penstock": {"deployments": deployments}}}
-        return SimpleNamespace(get_serve_details=lambda: details)
-
     folder = "local:///storage/serving/code/1a2b"
-    access = {
+    matters = {
         "PENSTOCK_SERVING__REQUIRE_KEY": "True",
         "PENSTOCK_SERVING__JWT__ISSUER": "https://id.example",
         "PENSTOCK_SERVING__PUBLIC_NAMES": "[]",
         "PENSTOCK_SERVING__GRPC": "True",
+        "PENSTOCK_SERVING__SHARED_MODEL_BYTES": "1048576",
     }
-    asks = {**access, "PENSTOCK_PROFILE": "local"}
-    for options, found in (
-        ({"runtime_env": {"working_dir": folder}}, ("1a2b", {})),
-        ({"runtime_env": {"working_dir": folder, "env_vars": asks}}, ("1a2b", access)),
-        ({"num_cpus": 0.1}, ("", {})),
-    ):
-        monkeypatch.setattr(
-            ray.serve.context, "_get_global_client", lambda options=options: running(options)
-        )
-        assert server._what_matters(server._root_runtime_env()) == found
+    options: dict[str, Any] = {
+        "runtime_env": {
+            "working_dir": folder,
+            "env_vars": {**matters, "PENSTOCK_PROFILE": "local"},
+        }
+    }
+    deployments = {
+        name: {"deployment_config": {"ray_actor_options": found}}
+        for name, found in (("grpc", {}), ("root", options))
+    }
+    client = SimpleNamespace(
+        get_serve_details=lambda: {"applications": {"penstock": {"deployments": deployments}}}
+    )
+    monkeypatch.setattr(ray.serve.context, "_get_global_client", lambda: client)
+    states = {"penstock": {"status": "RUNNING"}}
+    monkeypatch.setattr(server, "states", lambda: states)
+
+    def runs(folder: str = folder, **changes: str) -> bool:
+        variables = {f"PENSTOCK_SERVING__{name}": told for name, told in changes.items()}
+        wanted = {"working_dir": folder, "env_vars": {**matters, **variables}}
+        return server.runs_on("penstock", "root", wanted)
+
+    assert runs()
+    assert runs("local:///elsewhere/1a2b")
+    assert not runs("local:///storage/serving/code/3c4d")
+    assert not runs(REQUIRE_KEY="False")
+    assert not runs(SHARED_MODEL_BYTES="2097152")
+    states["penstock"] = {"status": "UNHEALTHY"}
+    assert not runs()
+    assert not server.runs_on("penstock-shared", "shared", {})
+
+
+def test_a_shared_model_has_the_state_of_the_application_that_it_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = Settings(project_root=tmp_path)
+    shared_targets.aim(settings, "gauges", b"{}")
+    states = {"spills": {"status": "RUNNING"}, "penstock-shared": {"status": "DEPLOYING"}}
+    monkeypatch.setattr(server, "states", lambda: dict(states))
+    assert server.applications(settings) == {
+        "spills": {"status": "RUNNING"},
+        "gauges": {"status": "DEPLOYING"},
+    }
+    # What a storage says of a Ray that is gone.
+    del states["penstock-shared"]
+    assert server.applications(settings) == {"spills": {"status": "RUNNING"}}
 
 
 class TestStartInBackground:

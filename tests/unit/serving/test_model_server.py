@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 from penstock.registry.package import RequestField, Signature
 from penstock.serving import http
+from penstock.serving.model_server import ModelServer
 from penstock.serving.protocols import Protocols, Scored
-from penstock.serving.replica import Replica
 from penstock.serving.requests import RequestParser
 
 FIELDS = (RequestField(name="amount", dtype="float64"),)
@@ -42,12 +42,12 @@ class EveryRequest:
 
 
 def test_who_names_the_first_version_is_not_answered_by_the_one_on_trial():
-    replica = object.__new__(Replica)
-    replica._protocols = protocols(1)
+    server = object.__new__(ModelServer)
+    server._protocols = protocols(1)
 
     def tried(path: str) -> http.Answer | None:
         request = ([], b"{}", [{"amount": 1.0}])
-        return asyncio.run(replica._try(EveryRequest(), f"/v1/models/spills{path}", request, None))
+        return asyncio.run(server._try(EveryRequest(), f"/v1/models/spills{path}", request, None))
 
     assert tried("/versions/1/predict") is None
     assert tried("/versions/2/predict").status == 200
