@@ -5,16 +5,13 @@ it was accepted; each chunk is scored by the ordinary predict path, and its answ
 whoever goes on after a kill goes on at the first chunk without an answer.
 """
 
-import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy.dialects import postgresql, sqlite
 
-from penstock.data.durable_database import make_tables, open_engine
-from penstock.errors import PenstockError
-from penstock.logs import redact
+from penstock.data.durable_database import DurableDatabase
 from penstock.serving.task_limits import MAX_BYTES, MAX_KEPT, MAX_WAITING, RESULT_LIFE_S
 from penstock.serving.task_policy import BeginAgain, Fail, Outcome, Wait
 from penstock.serving.task_tables import (
@@ -55,13 +52,9 @@ class TaskStore:
             max_kept: the same for all tasks, those with a result among them.
             max_bytes: the same for what they take, rows and results.
         """
-        self._url = url
         self._max_waiting, self._max_kept, self._max_bytes = max_waiting, max_kept, max_bytes
-        with self._explained():
-            self._engine = open_engine(url, what="async requests")
-            make_tables(self._engine, _metadata)
-        is_sqlite = self._engine.dialect.name == "sqlite"
-        self._insert: Any = sqlite.insert if is_sqlite else postgresql.insert
+        self._database = DurableDatabase(url, _metadata, what="async requests")
+        self._insert: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
 
     @classmethod
     def of(cls, settings: Settings) -> "TaskStore":
@@ -87,7 +80,7 @@ class TaskStore:
             "created_at_s": new.created_at_s,
             "deadline_s": new.deadline_s,
         }
-        with self._explained(), self._engine.connect() as connection, connection.begin() as writing:
+        with self._database.reading() as connection, connection.begin() as writing:
             # The write comes first: with it SQLite takes the file's lock, so the counts are true.
             added = connection.execute(
                 self._insert(_tasks).values(row).on_conflict_do_nothing().returning(_tasks.c.turn)
@@ -119,19 +112,19 @@ class TaskStore:
 
     def find(self, model: str, task_id: str) -> TaskState | None:
         """Say how a task stands; None: there is none, or it is forgotten."""
-        with self._explained(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             row = _row_of(connection, model, task_id)
             return None if row is None else _state(row)
 
     def answers(self, model: str, task_id: str) -> list[bytes]:
         """Give what was kept of a task, in order: each a chunk's predictions without brackets."""
         query = sqlalchemy.select(_answers.c.answer).where(_is(_answers, model, task_id))
-        with self._explained(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             return [bytes(row.answer) for row in connection.execute(query.order_by("number"))]
 
     def remove(self, model: str, task_id: str) -> TaskState | None:
         """Forget a task that nobody works on; give how it stood, None where there is none."""
-        with self._explained(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             gone = connection.execute(
                 _tasks.delete()
                 .where(_is(_tasks, model, task_id), _tasks.c.status != RUNNING)
@@ -179,7 +172,7 @@ class TaskStore:
             .order_by(_tasks.c.turn, _tasks.c.task_id)
             .limit(1)
         )
-        with self._explained(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             # Asked first without a write: most of the time there is nothing to do.
             task_id = connection.execute(oldest).scalar_one_or_none()
             if task_id is None:
@@ -216,7 +209,7 @@ class TaskStore:
         self, turns: Sequence[tuple[Turn, int | None, Sequence[bytes], Outcome]], *, now_s: float
     ) -> None:
         """Keep what came of turns, in one commit: answers, by which version, and how it goes on."""
-        with self._explained(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             for turn, version, answers, outcome in turns:
                 self._settle(connection, turn, version, answers, outcome, now_s)
 
@@ -271,7 +264,7 @@ class TaskStore:
         columns = _tasks.c.model, _tasks.c.task_id, _tasks.c.reason
         is_late = _tasks.c.status.in_(_OPEN) & (_tasks.c.deadline_s <= now_s)
         is_old = _tasks.c.ended_at_s <= now_s - result_life_s
-        with self._explained(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             for model, task_id, reason in connection.execute(
                 sqlalchemy.select(*columns).where(is_late)
             ).all():
@@ -286,18 +279,7 @@ class TaskStore:
 
     def close(self) -> None:
         """Close the connections."""
-        self._engine.dispose()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlalchemy.exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0][:300]
-            raise PenstockError(
-                f"the store of async requests does not answer: {redact(reason, self._url)}",
-                next_step="free its disk or start its database, then try again",
-            ) from None
+        self._database.close()
 
 
 def _is(table: Any, model: str, task_id: str) -> Any:

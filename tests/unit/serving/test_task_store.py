@@ -200,7 +200,7 @@ class TestInAFile(StoreBehaviour):
     def test_the_file_is_for_its_owner_alone_and_survives_a_power_cut(self, tmp_path: Path, make):
         store = make()
         assert (tmp_path / "serving" / "tasks.db").stat().st_mode & 0o777 == 0o600
-        with store._engine.connect() as connection:
+        with store._database.reading() as connection:
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
 

@@ -75,7 +75,7 @@ def work(folder: Path, scorer: Scorer, *, kind=TaskStore, kill_log: bool = False
     store = kind(f"sqlite:///{folder}/tasks.db")
     worker = TaskWorker(settings_in(folder), MODEL, score=scorer, logged=logged)
     # Waits are in real seconds; here time does not matter.
-    with store._engine.begin() as connection:
+    with store._database.writing() as connection:
         connection.exec_driver_sql("UPDATE penstock_tasks SET not_before_s = 0")
     try:
         return asyncio.run(worker.work(store))

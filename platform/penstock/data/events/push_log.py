@@ -6,19 +6,16 @@ events lie in one row. A body that comes again within a day, and within two mill
 by its digest.
 """
 
-import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Float, LargeBinary, String, text
 
-from penstock.data.durable_database import make_tables, open_engine
-from penstock.errors import PenstockError
-from penstock.logs import redact
+from penstock.data.durable_database import DurableDatabase
 from penstock.settings import Settings
 
 MAX_WAITING_EVENTS = 1_000_000
@@ -100,10 +97,7 @@ class PushLog:
         """
         self._max_waiting_events = max_waiting_events
         self._max_waiting_bytes = max_waiting_bytes
-        self._url = url
-        with self._explained():
-            self._engine = open_engine(url, what="pushed events")
-            make_tables(self._engine, _metadata)
+        self._database = DurableDatabase(url, _metadata, what="pushed events")
 
     @classmethod
     def of(cls, settings: Settings) -> "PushLog":
@@ -121,7 +115,7 @@ class PushLog:
         for place, body in enumerate(bodies):
             by_table.setdefault(body.table, []).append(place)
         answers: dict[int, int | Full] = {}
-        with self._explained(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             # In one order, so that no two writers wait for each other.
             for table in sorted(by_table):
                 places = by_table[table]
@@ -171,7 +165,7 @@ class PushLog:
 
     def head(self, table: str) -> Head:
         """Say where the table's log begins and ends; the log is begun where it is absent."""
-        with self._explained(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             found = connection.execute(
                 sqlalchemy.select(
                     _heads.c.log_id, _heads.c.first_sequence, _heads.c.next_sequence
@@ -190,7 +184,7 @@ class PushLog:
             .order_by(_bodies.c.last_sequence)
             .limit(max_events)
         )
-        with self._explained(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             # In small parts: the last of many large bodies need not come into memory.
             parts = connection.execution_options(yield_per=_BODIES_PER_READ).execute(query)
             for last, num_events, joined in parts:
@@ -204,7 +198,7 @@ class PushLog:
 
     def trim(self, table: str, position: int) -> None:
         """Forget the bodies that lie whole below the position, and old digests."""
-        with self._explained(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             _, first, following, num_bytes = _locked_head(connection, table)
             done = (_bodies.c.table_name == table) & (_bodies.c.last_sequence < position)
             length = sqlalchemy.func.length(_bodies.c.events)
@@ -226,18 +220,7 @@ class PushLog:
 
     def close(self) -> None:
         """Close the connections."""
-        self._engine.dispose()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlalchemy.exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0][:300]
-            raise PenstockError(
-                f"the log of pushed events does not answer: {redact(reason, self._url)}",
-                next_step="free its disk or start its database, then try again",
-            ) from None
+        self._database.close()
 
 
 def _locked_head(connection: Any, table: str) -> tuple[str, int, int, int]:

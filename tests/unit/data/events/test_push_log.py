@@ -137,7 +137,7 @@ class TestSqlite(LogBehaviour):
         assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
     def test_what_was_answered_is_on_disk(self, make):
-        with make()._engine.connect() as connection:
+        with make()._database.reading() as connection:
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
