@@ -10,6 +10,7 @@ from penstock.cluster.local import LocalCluster
 from penstock.settings import Settings
 from projects import Completed, Project
 from servers import postgres, prometheus_programs, redis_server
+from small_model import SmallRun, prepare_on, train_small
 
 _SETTINGS = pytest.StashKey[Settings]()
 __all__ = ["penstock", "postgres", "project", "prometheus_programs", "ray_cluster", "redis_server"]
@@ -68,6 +69,18 @@ def ray_cluster(project: Project, request: pytest.FixtureRequest) -> Iterator[Lo
         yield cluster
     finally:
         local.down(project.settings)
+
+
+@pytest.fixture(scope="session")
+def small_run(
+    project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Settings, SmallRun]:
+    """A storage of its own on that Ray, with features online and a trained run.
+
+    Who takes it deploys models of names that no other one has.
+    """
+    mine = prepare_on(project, tmp_path_factory.mktemp("small"))
+    return mine, train_small(mine, "run-1")
 
 
 @pytest.fixture(scope="module")

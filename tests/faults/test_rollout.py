@@ -23,7 +23,6 @@ from cases import some_slow
 from feedback import post
 from http_requests import JSON, send
 from penstock.cluster.ingress import ingress_ports
-from penstock.cluster.local import LocalCluster
 from penstock.errors import ClusterError, GateRefusedError, IntegrityError, UserError
 from penstock.registry.versions import ModelVersion
 from penstock.serving import ab_policy, rollout_files, server
@@ -46,7 +45,7 @@ from served_versions import (
     shifted,
     slow,
 )
-from small_model import SmallRun, prepare_on, train_small
+from small_model import SmallRun
 from told_truths import tellers
 from waiting import wait_for
 
@@ -104,11 +103,9 @@ class Rolled:
 
 
 @pytest.fixture(scope="module")
-def rolled(
-    project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Rolled]:
-    mine = prepare_on(project, tmp_path_factory.mktemp("rolled"))
-    made = Rolled(mine, train_small(mine, "run-1"))
+def rolled(small_run: tuple[Settings, SmallRun]) -> Iterator[Rolled]:
+    mine, run = small_run
+    made = Rolled(mine, run)
     try:
         made.deploy(made.register())
         yield made

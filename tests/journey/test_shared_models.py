@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 from http_requests import JSON, send
-from penstock.cluster.local import LocalCluster
 from penstock.errors import ClusterError, UserError
 from penstock.registry.versions import ModelVersion
 from penstock.serving import server, shared_targets
@@ -18,9 +17,8 @@ from penstock.serving.deploy import deploy, find_deployment, undeploy
 from penstock.serving.rolling import plan_rollout, roll_out
 from penstock.serving.way_back import roll_back
 from penstock.settings import Settings
-from projects import Project
 from served_versions import Callers, callers, fails_at_once, register, shifted
-from small_model import SmallRun, prepare_on, train_small
+from small_model import SmallRun
 from waiting import wait_for
 
 pytestmark = pytest.mark.ray
@@ -69,11 +67,9 @@ class Shared:
 
 
 @pytest.fixture(scope="module")
-def shared(
-    project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shared]:
-    mine = prepare_on(project, tmp_path_factory.mktemp("shared"))
-    made = Shared(mine, train_small(mine, "run-1"))
+def shared(small_run: tuple[Settings, SmallRun]) -> Iterator[Shared]:
+    mine, run = small_run
+    made = Shared(mine, run)
     try:
         for model in MODELS:
             made.deploy(made.register(model))
