@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,7 +11,9 @@ from penstock.cluster.local import LocalCluster
 from penstock.settings import Settings
 from projects import Completed, Project
 from servers import postgres, prometheus_programs, redis_server
-from small_model import SmallRun, prepare_on, train_small
+
+if TYPE_CHECKING:
+    from small_model import SmallRun
 
 _SETTINGS = pytest.StashKey[Settings]()
 __all__ = ["penstock", "postgres", "project", "prometheus_programs", "ray_cluster", "redis_server"]
@@ -74,11 +77,13 @@ def ray_cluster(project: Project, request: pytest.FixtureRequest) -> Iterator[Lo
 @pytest.fixture(scope="session")
 def small_run(
     project: Project, ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Settings, SmallRun]:
+) -> "tuple[Settings, SmallRun]":
     """A storage of its own on that Ray, with features online and a trained run.
 
     Who takes it deploys models of names that no other one has.
     """
+    from small_model import prepare_on, train_small
+
     mine = prepare_on(project, tmp_path_factory.mktemp("small"))
     return mine, train_small(mine, "run-1")
 
