@@ -24,8 +24,9 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 NUM_BODIES = 5000
-_TICK_S = 0.0005
+_TICK_S = 0.001
 _MAX_CONNECTIONS = 4000
+_MIN_IDLE = 32
 _DRAIN_S = 10.0
 _WRK_SCRIPT = """
 math.randomseed(7)
@@ -217,7 +218,8 @@ async def _load(client: _Client, per_s: float, seconds: float) -> OpenLoad:
             else:
                 unsent += 1
             due_s += generator.expovariate(per_s)
-        if len(client.idle) < 16 and client.num_open < _MAX_CONNECTIONS:
+        # Those that are being opened count: a server that pauses must not be met by a storm of them.
+        if len(client.idle) + len(opening) < _MIN_IDLE and client.num_open < _MAX_CONNECTIONS:
             for _ in range(min(64, _MAX_CONNECTIONS - client.num_open)):
                 task = asyncio.ensure_future(connect())
                 opening.add(task)
