@@ -218,7 +218,7 @@ async def _load(client: _Client, per_s: float, seconds: float) -> OpenLoad:
             else:
                 unsent += 1
             due_s += generator.expovariate(per_s)
-        # Those that are being opened count: a server that pauses must not be met by a storm of them.
+        # Those being opened count: a server that pauses must not be met by a storm of them.
         if len(client.idle) + len(opening) < _MIN_IDLE and client.num_open < _MAX_CONNECTIONS:
             for _ in range(min(64, _MAX_CONNECTIONS - client.num_open)):
                 task = asyncio.ensure_future(connect())
