@@ -116,6 +116,35 @@ def test_a_version_takes_over_share_by_share_and_back_and_none_is_lost(shared: S
     assert beside.versions() == {1}
 
 
+def test_an_async_request_is_worked_on_as_by_any_replica(shared: Shared):
+    path = f"/v1/models/{MODELS[0]}/predict-async"
+    taken = send(shared.port, path, Callers.body(ROW), headers=JSON)
+    assert taken.status == 202
+    url = taken.json["status_url"]
+
+    def is_done() -> bool:
+        return send(shared.port, url, method="GET").json["status"] == "done"
+
+    wait_for(is_done)
+    (prediction,) = send(shared.port, url, method="GET").json["result"]["predictions"]
+    (same,) = shared.ask(MODELS[0]).json["predictions"]
+    assert prediction["score"] == same["score"]
+
+
+@pytest.mark.slow
+def test_a_shadow_answers_nobody(shared: Shared):
+    model = MODELS[0]
+    new = shared.register(model, change=shifted)
+    with callers(shared.port, model) as asked:
+        plan = plan_rollout(
+            shared.settings, new, mode="shadow", shares_percent=(), hold_s=1.0, min_answers=5
+        )
+        done = roll_out(shared.settings, new, plan, report=lambda _: None)
+    assert done.outcome == "shadowed"
+    assert asked.lost == []
+    assert asked.versions() == {1}
+
+
 def test_a_version_that_cannot_be_loaded_leaves_the_one_before(shared: Shared):
     model = MODELS[0]
     with callers(shared.port, model) as asked:
