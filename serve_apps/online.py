@@ -25,8 +25,23 @@ from penstock.serving.trial import TrialArguments
 
 # Serve formats a line for each request at INFO, also where the access log is off.
 _LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
-# Serve must not stop a replica before its ingress has drained.
-_GRACEFUL_SHUTDOWN_S = 10.0
+_LIFE: dict[str, Any] = {
+    # A redeploy starts the new replicas first: otherwise one replica means seconds of nothing.
+    "max_surge_percent": 100,
+    "rolling_update_percentage": 1.0,
+    "max_constructor_retry_count": 2,
+    # Serve must not stop a replica before its ingress has drained.
+    "graceful_shutdown_timeout_s": 10.0,
+    "graceful_shutdown_wait_loop_s": 0.2,
+    "logging_config": _LOGGING,
+}
+_OF_MODELS: dict[str, Any] = {
+    # A replica counts for itself and refuses in JSON; Serve's own limit stays out of reach.
+    "max_ongoing_requests": MAX_REQUESTS_IN_SERVE,
+    "health_check_period_s": 5.0,
+    "health_check_timeout_s": 10.0,
+    **_LIFE,
+}
 
 
 class OnlineArguments(BaseModel):
@@ -71,23 +86,13 @@ def build(arguments: OnlineArguments) -> Application:
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="replica",
-        # The replica counts for itself and refuses in JSON; Serve's own limit stays out of reach.
-        max_ongoing_requests=MAX_REQUESTS_IN_SERVE,
-        # A redeploy starts the new replicas first: otherwise one replica means seconds of nothing.
-        max_surge_percent=100,
-        rolling_update_percentage=1.0,
-        max_constructor_retry_count=2,
-        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
-        graceful_shutdown_wait_loop_s=0.2,
-        health_check_period_s=5.0,
-        health_check_timeout_s=10.0,
-        logging_config=_LOGGING,
         ray_actor_options={
             "num_cpus": policy.num_cpus_per_replica,
             "num_gpus": policy.num_gpus_per_replica,
             "runtime_env": arguments.runtime_env,
         },
         **scaling,
+        **_OF_MODELS,
     )
     replica = ModelArguments(
         model=arguments.model,
@@ -122,16 +127,8 @@ def build_shared(arguments: SharedAppArguments) -> Application:
         serve.ingress()(SharedReplica),
         name=SHARED_DEPLOYMENT,
         num_replicas=arguments.num_replicas,
-        max_ongoing_requests=MAX_REQUESTS_IN_SERVE,
-        max_surge_percent=100,
-        rolling_update_percentage=1.0,
-        max_constructor_retry_count=2,
-        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
-        graceful_shutdown_wait_loop_s=0.2,
-        health_check_period_s=5.0,
-        health_check_timeout_s=10.0,
-        logging_config=_LOGGING,
         ray_actor_options={"num_cpus": 1, "runtime_env": arguments.runtime_env},
+        **_OF_MODELS,
     ).bind()
 
 
@@ -142,12 +139,7 @@ def build_root(arguments: RootArguments) -> Application:
         serve.ingress()(Root),
         name="root",
         max_ongoing_requests=256,
-        max_surge_percent=100,
-        rolling_update_percentage=1.0,
-        max_constructor_retry_count=2,
-        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
-        graceful_shutdown_wait_loop_s=0.2,
-        logging_config=_LOGGING,
+        **_LIFE,
         ray_actor_options={"num_cpus": 0.1, "runtime_env": arguments.runtime_env},
     ).bind(*beside)
 
@@ -156,14 +148,9 @@ def _build_grpc(arguments: RootArguments) -> Application:
     return serve.deployment(
         GrpcDeployment,
         name="grpc",
-        max_surge_percent=100,
-        rolling_update_percentage=1.0,
-        max_constructor_retry_count=2,
-        graceful_shutdown_timeout_s=_GRACEFUL_SHUTDOWN_S,
-        graceful_shutdown_wait_loop_s=0.2,
         # How long a killed one may be missed.
         health_check_period_s=1.0,
-        logging_config=_LOGGING,
+        **_LIFE,
         ray_actor_options={
             # Beside the ingress, which is reached by loopback; a head may have no CPU to give.
             "num_cpus": 0,

@@ -46,6 +46,8 @@ def apply(
     if package.signature.serving.shared:
         shared_application.aim(settings, builders, wanted, trial=trial)
         return
+    # One that is left is of a Ray that is gone.
+    shared_targets.forget(settings, wanted.model)
     arguments = builders.OnlineArguments(
         model=wanted.model,
         version=wanted.version,

@@ -20,6 +20,7 @@ from penstock.serving import (
     rollout_files,
     server,
     shared_application,
+    shared_targets,
 )
 from penstock.serving.api_keys import own_token
 from penstock.serving.client import example_body
@@ -160,6 +161,8 @@ def undeploy(settings: Settings, model: str) -> bool:
         served = model in server.applications(settings)
         if served:
             audit.append(settings, "deployment.remove", model)
+        # A target that is left of a Ray that is gone must not come back with the next one.
+        if served or shared_targets.is_shared(settings, model):
             application.remove(settings, model)
         deployment_path(settings, model).unlink(missing_ok=True)
         return served

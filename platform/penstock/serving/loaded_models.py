@@ -130,14 +130,22 @@ class LoadedModels:
         return entry.failed[1]
 
     def check_health(self) -> None:
-        """Predict once with each; what no longer can goes, and is loaded again when asked for."""
-        for model, entry in self._entries.items():
-            if entry.loaded is not None:
-                try:
+        """Predict once with each; what no longer can goes, and is loaded again when asked for.
+
+        What should be served no more goes, too: nobody asks for it.
+        """
+        for model, entry in list(self._entries.items()):
+            try:
+                if self._find(model) is None:
+                    self._drop(model)
+                elif entry.loaded is not None:
                     entry.loaded.server.check_health()
-                except PenstockError:
-                    http.logger.exception("%s no longer predicts; it is loaded anew", model)
-                    self._retire(model, entry)
+            except RequestError:
+                # What should be served cannot be read, and is logged: what is here serves on.
+                continue
+            except PenstockError:
+                http.logger.exception("%s no longer predicts; it is loaded anew", model)
+                self._retire(model, entry)
         self._make_room(0)
 
     def close(self) -> None:

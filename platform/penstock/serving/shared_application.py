@@ -58,7 +58,7 @@ def remove(settings: Settings, model: str) -> None:
 
     with exclusive(_lock(settings), what="the shared application", wait_s=_LOCK_WAIT_S):
         shared_targets.forget(settings, model)
-        if not shared_targets.shared_models(settings):
+        if SHARED_APP in server.states() and not shared_targets.shared_models(settings):
             serve.delete(SHARED_APP)
 
 

@@ -9,7 +9,7 @@ from penstock import audit
 from penstock.errors import BusyError, ClusterError, IntegrityError
 from penstock.locks import exclusive
 from penstock.registry.versions import ModelVersion
-from penstock.serving import application, deployments, server
+from penstock.serving import application, deployments, server, shared_targets
 from penstock.serving import deploy as room
 from penstock.serving.deployments import Deployment
 from penstock.settings import Settings
@@ -46,6 +46,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.setattr(server, "start", lambda _: None)
     monkeypatch.setattr(server, "load_builders", lambda _: None)
     monkeypatch.setattr(server, "applications", lambda _: fake.applications)
+    monkeypatch.setattr(server, "states", lambda: fake.applications)
+    monkeypatch.setattr(server, "connect_driver", lambda _: None)
     monkeypatch.setattr(application, "apply", fake.apply)
     monkeypatch.setattr(application, "wait_until_running", lambda *_: None)
     monkeypatch.setattr(application, "wait_until_answering", lambda *_: None)
@@ -118,3 +120,10 @@ def test_two_deploys_of_one_model_do_not_run_at_once(tmp_path: Path):
     held = settings.storage_path / "locks" / "deploy-spills"
     with exclusive(held, what="deploying spills"), pytest.raises(BusyError):
         room.deploy(settings, version(tmp_path), report=lambda _: None)
+
+
+def test_what_a_ray_that_is_gone_shared_can_be_undeployed(serve: Serve):
+    shared_targets.aim(serve.settings, "spills", b"{}")
+    room.undeploy(serve.settings, "spills")
+    assert not shared_targets.is_shared(serve.settings, "spills")
+    assert serve.calls == []

@@ -216,6 +216,17 @@ class TestGet:
 
         run(work)
 
+    def test_what_nobody_asks_for_any_more_is_let_go_too(self, room: Room):
+        async def work() -> None:
+            room.aim("dam")
+            await room.models.get("dam")
+            del room.targets["dam"]
+            room.models.check_health()
+            await room.until(lambda: room.servers[0].is_closed)
+            assert room.models._entries == {}
+
+        run(work)
+
 
 class TestMemory:
     def test_the_least_recently_used_goes_and_comes_back_when_it_is_asked_for(self, room: Room):
