@@ -1,9 +1,9 @@
 """Training: two workers of Ray Train beside torchrun, and a training set's way into tensors.
 
 Both train the same net by the same loop on the same rows: as many workers, threads and batches, a
-checkpoint after each epoch. They take turns; their final weights must be equal bit for bit. An
-epoch's time is the median of all but the first; the fixed cost is what the whole fit takes
-beside its epochs.
+checkpoint after each epoch. They take turns, beside a Ray as `penstock up` starts it; their final
+weights must be equal bit for bit. An epoch's time is the median of all but the first; the fixed
+cost is what the whole fit takes beside its epochs.
 
 From training set to tensors: the Parquet files as `penstock train` wrote them, read, checked,
 scaled and held as float32 tensors, 15 features and the label.
@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from _own_ray import own_ray
 
 HERE = Path(__file__).resolve().parent
 NUM_WORKERS = 2
@@ -111,20 +113,16 @@ def measure(given: argparse.Namespace, name: str, inputs, labels) -> dict:
 
 def compare(given: argparse.Namespace) -> dict[str, float]:
     import numpy as np
-    import ray
 
     inputs, labels = make_rows(given.rows, given.features)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["PYTHONPATH"] = str(HERE)
-    ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False)
     found = {name: [] for name in WAYS}
-    # In turns, so that whatever else the machine does meets both of them.
-    for _ in range(given.repeat):
-        for name in WAYS:
-            found[name].append(measure(given, name, inputs, labels))
-        ours, theirs = (found[name][-1]["weights"] for name in WAYS)
-        assert all(np.array_equal(ours[part], theirs[part]) for part in theirs), "weights differ"
-    ray.shutdown()
+    with own_ray(num_cpus=NUM_WORKERS, OMP_NUM_THREADS="1"):
+        # In turns, so that whatever else the machine does meets both of them.
+        for _ in range(given.repeat):
+            for name in WAYS:
+                found[name].append(measure(given, name, inputs, labels))
+            ours, theirs = (found[name][-1]["weights"] for name in WAYS)
+            assert all(np.array_equal(ours[part], theirs[part]) for part in theirs), "they differ"
     print(
         f"{given.rows:,} rows x {given.features}, {given.layers} layers of {given.width}, batches "
         f"of {given.batch:,}, {NUM_WORKERS} workers of one thread; final weights equal"

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from _own_ray import own_ray
+
 LIBRARIES = ("xgboost", "lightgbm")
 
 
@@ -116,14 +118,11 @@ def main() -> None:
     parser.add_argument("--library", choices=LIBRARIES, action="append", help="default: both")
     given = parser.parse_args()
 
-    import ray
-
     scaled, labels = make_rows(given.rows, given.features)
-    ray.init(num_cpus=given.threads, include_dashboard=False, log_to_driver=False)
     found: dict[str, float] = {"rows": given.rows, "rounds": given.rounds}
-    for library in given.library or LIBRARIES:
-        found |= compare(library, given, scaled, labels)
-    ray.shutdown()
+    with own_ray(num_cpus=given.threads):
+        for library in given.library or LIBRARIES:
+            found |= compare(library, given, scaled, labels)
     print(json.dumps(found))
 
 

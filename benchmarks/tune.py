@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from _own_ray import own_ray
 
 METRIC = "average_precision"
 NUM_FOLDS = 4
@@ -29,16 +30,12 @@ def main() -> None:
     given = parser.parse_args()
     cores = os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = str(cores)
-    import ray
-
     folds = [make_fold(seed, given.rows) for seed in range(NUM_FOLDS)]
     plain = plain_optuna(folds, given.trials, cores, given.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as folder, own_ray(num_cpus=cores):
         warm_up(folds, cores)
         whole = ours(folds, given, cores, Path(folder) / "none.jsonl", rule="none")
         halved = ours(folds, given, cores, Path(folder) / "asha.jsonl", rule="asha")
-        ray.shutdown()
     target = min(best_of(plain), best_of(whole), best_of(halved))
     rows = {"plain Optuna": plain, "ours": whole, "ours, asha": halved}
     print(

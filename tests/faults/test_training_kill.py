@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
 import pytest
+import ray
+from ray.util.state import list_actors, list_placement_groups
 from safetensors.torch import load_file
 
 import mortal
@@ -18,7 +21,8 @@ import training_driver
 from bundles import empty_tracking_database, new_project
 from cases import some_slow
 from forks import forks
-from penstock.training.estimators import torch_nets
+from penstock.errors import PenstockError
+from penstock.training.estimators import distributed, torch_nets
 from penstock.training.estimators.base import FitJob
 
 FIVE_SEEDS = range(5)
@@ -101,6 +105,55 @@ class TestKilledWorker:
         dies_at = moment(0)
         fit(mortal.declare(diary, every=10_000, dies_at=dies_at), tmp_path)
         assert len(mortal.steps_in(diary)) == mortal.NUM_STEPS + dies_at
+
+
+@pytest.mark.ray
+class TestKilledController:
+    """The process between the driver and its workers, which holds the place that they have."""
+
+    def fit_until_it_is_killed(self, folder: Path, diary: Path, *, max_failures: int = 3):
+        config = mortal.declare(diary, pause_s=0.1)
+        with ThreadPoolExecutor(1) as beside:
+            killed = beside.submit(self.kill_it, diary, moment(40))
+            disturbed = fit(config.model_copy(update={"max_failures": max_failures}), folder)
+        killed.result()
+        return disturbed
+
+    def kill_it(self, diary: Path, after: int) -> None:
+        while len(mortal.steps_in(diary)) < after:
+            time.sleep(0.05)
+        own = ("job_id", "=", ray.get_runtime_context().get_job_id())
+        controllers = list_actors(filters=[own, ("state", "=", "ALIVE")], detail=True)
+        (pid,) = (actor.pid for actor in controllers if actor.class_name == "TrainController")
+        os.kill(pid, signal.SIGKILL)
+
+    def places_held(self) -> list[str]:
+        own = ("creator_job_id", "=", ray.get_runtime_context().get_job_id())
+        groups = list_placement_groups(filters=[own])
+        return [group.placement_group_id for group in groups if group.state != "REMOVED"]
+
+    def test_another_one_goes_on_from_the_last_checkpoint(
+        self, connected, tmp_path, diary, undisturbed
+    ):
+        assert_same(self.fit_until_it_is_killed(tmp_path, diary), undisturbed)
+        assert len(set(mortal.steps_in(diary))) == 2
+        assert not self.places_held()
+
+    @pytest.mark.slow
+    def test_unless_none_is_allowed(self, connected, tmp_path, diary):
+        with pytest.raises(PenstockError, match="its controller was lost 1 times"):
+            self.fit_until_it_is_killed(tmp_path, diary, max_failures=0)
+
+    @pytest.mark.slow
+    def test_nobody_else_gives_back_the_place_of_its_workers(
+        self, connected, tmp_path, diary, monkeypatch
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "_give_back_what_workers_had", lambda: None)
+            self.fit_until_it_is_killed(tmp_path, diary)
+        assert len(self.places_held()) == 1
+        distributed._give_back_what_workers_had()
+        assert not self.places_held()
 
 
 @pytest.mark.slow

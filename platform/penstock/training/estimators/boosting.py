@@ -158,7 +158,7 @@ Start = Callable[[Any, Rows, bool, int], Library]
 class Family:
     """A library of boosted trees as a family of estimators."""
 
-    trainer: Callable[[], Callable[..., Any]]
+    trainer: Callable[[], type[Any]]
     """Imports Ray Train's trainer for it."""
     start: Start
     read: Callable[[Any, State], NativeModel]

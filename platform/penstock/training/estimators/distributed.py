@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution import context as train_context
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -20,9 +23,11 @@ from penstock.training.estimator_base import DistributedEstimator
 from penstock.training.estimators.base import FitJob, Labels, Scaled
 from penstock.training.mapped_rows import mapped_file
 
+_logger = logging.getLogger(__name__)
+
 
 def run(
-    trainer: Callable[..., Any],
+    trainer: type[Any],
     worker: Callable[[dict[str, Any]], Any],
     config: DistributedEstimator,
     scaled: Scaled,
@@ -33,8 +38,8 @@ def run(
 ) -> dict[str, Any]:
     """Run `worker` on every worker and give what the first one returned.
 
-    A lost worker is replaced up to `config.max_failures` times, and so is a lost driver when the
-    same job runs again: both go on from the last checkpoint.
+    A lost worker is replaced up to `config.max_failures` times, and so is a lost controller; where
+    a driver is lost, the same job runs again. All of them go on from the last checkpoint.
 
     Raises:
         PenstockError: training failed, after all allowed failures.
@@ -42,18 +47,47 @@ def run(
     use_gpu = has_gpus(config.fewest_workers) if config.use_gpu is None else config.use_gpu
     num_nodes = len(ray.nodes())  # type: ignore[no-untyped-call]  # Ray left it so
     export_environment(_controller_environment(num_nodes=num_nodes))
+    parts = {
+        "scaled": mapped_file(scaled) or ray.put(scaled),
+        "labels": ray.put(labels),
+        "config": config,
+        "use_gpu": use_gpu,
+        **extra,
+    }
+    for failures_left in reversed(range(config.max_failures + 1)):
+        try:
+            result = _trainer(trainer, worker, config, parts, job).fit()
+            return dict(result.return_value or {})
+        except TrainingFailedError as error:
+            raise PenstockError(
+                f"training failed: {_cause(error)}",
+                next_step="read the workers' logs in the Ray dashboard, under Jobs",
+            ) from error
+        except RayActorError as error:
+            _give_back_what_workers_had()
+            if not failures_left:
+                raise PenstockError(
+                    f"training failed: its controller was lost {config.max_failures + 1} times",
+                    next_step="look for what ends it, such as too little memory, and run it again",
+                ) from error
+            _logger.warning("the controller of this training was lost; it goes on with another")
+    raise AssertionError("max_failures is at least 0")
+
+
+def _trainer(
+    trainer: type[Any],
+    worker: Callable[[dict[str, Any]], Any],
+    config: DistributedEstimator,
+    parts: dict[str, Any],
+    job: FitJob,
+) -> Any:
+    use_gpu = parts["use_gpu"]
     with warnings.catch_warnings():
         # Ray Data 2.60's context, which Ray Train makes, sets what it deprecates itself.
         warnings.filterwarnings("ignore", message="`use_[a-z0-9_]+` is deprecated")
-        fit = trainer(
+        return with_fewer_processes(trainer)(
             worker,
-            train_loop_config={
-                "scaled": mapped_file(scaled) or ray.put(scaled),
-                "labels": ray.put(labels),
-                "config": config,
-                "use_gpu": use_gpu,
-                **extra,
-            },
+            train_loop_config=parts,
             scaling_config=ScalingConfig(
                 num_workers=num_workers(config),  # type: ignore[arg-type]  # typed as V1
                 use_gpu=use_gpu,
@@ -70,14 +104,36 @@ def run(
                 logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # typed as V1
             ),
         )
-    try:
-        result = fit.fit()
-    except TrainingFailedError as error:
-        raise PenstockError(
-            f"training failed: {_cause(error)}",
-            next_step="read the workers' logs in the Ray dashboard, under Jobs",
-        ) from error
-    return dict(result.return_value or {})
+
+
+def with_fewer_processes(trainer: type[Any]) -> type[Any]:
+    """Give such a trainer without two processes of Ray Train 2.60 that serve no fit of ours.
+
+    Each of them takes two seconds of a core to start, and a percent of one from the workers for as
+    long as they are at work. One manages datasets, of which we hand over none. The other frees the
+    place of the workers when the controller is lost and the driver is not; `run` does that.
+    """
+
+    class Trainer(trainer):  # type: ignore[misc]  # a class that is only known by now
+        def _create_default_callbacks(self) -> list[Any]:
+            left_out = (PlacementGroupCleanerCallback, DatasetsCallback)
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if not isinstance(callback, left_out)]
+
+    return Trainer
+
+
+def _give_back_what_workers_had() -> None:
+    """Free the place that a lost controller held for its workers, until the driver's end else."""
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+    from ray.util.state import list_placement_groups
+
+    job = ray.get_runtime_context().get_job_id()
+    for group in list_placement_groups(filters=[("creator_job_id", "=", job)]):
+        if group.state != "REMOVED":
+            named = PlacementGroupID.from_hex(group.placement_group_id)
+            remove_placement_group(PlacementGroup(named))
 
 
 def rows_of(parts: Mapping[str, Any]) -> tuple[Scaled, npt.NDArray[Any]]:

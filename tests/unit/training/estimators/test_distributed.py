@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+from ray.train.torch import TorchTrainer
 
 from penstock.training.declarations import LightGBM, TorchMLP, XGBoost
 from penstock.training.estimators import distributed, lightgbm_trees, torch_nets, xgboost_trees
@@ -40,10 +41,13 @@ def job(tmp_path):
 def test_gpus_are_asked_for_as_declared_or_taken_where_there_are_enough(
     monkeypatch, job, declared, num_gpus, asked_for
 ):
-    def trainer(_worker, *, train_loop_config, scaling_config, run_config):
-        assert train_loop_config["use_gpu"] is scaling_config.use_gpu is asked_for
-        assert ("GPU" in scaling_config.resources_per_worker) is asked_for
-        return SimpleNamespace(fit=lambda: SimpleNamespace(return_value={"fitted": True}))
+    class Trainer:
+        def __init__(self, _worker, *, train_loop_config, scaling_config, run_config):
+            assert train_loop_config["use_gpu"] is scaling_config.use_gpu is asked_for
+            assert ("GPU" in scaling_config.resources_per_worker) is asked_for
+
+        def fit(self):
+            return SimpleNamespace(return_value={"fitted": True})
 
     monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(ray, "nodes", lambda: [{}])
@@ -51,7 +55,7 @@ def test_gpus_are_asked_for_as_declared_or_taken_where_there_are_enough(
     monkeypatch.setattr(distributed, "export_environment", lambda _: None)
     config = XGBoost(num_workers=2, use_gpu=declared)
     nothing = np.zeros((1, 1), np.float32)
-    assert distributed.run(trainer, print, config, nothing, nothing, job, extra={})["fitted"]
+    assert distributed.run(Trainer, print, config, nothing, nothing, job, extra={})["fitted"]
 
 
 @pytest.mark.parametrize(
@@ -99,3 +103,11 @@ def test_a_net_of_two_workers_that_map_a_file_takes_the_steps_of_one(
     np.testing.assert_allclose(
         shared.native.predict(scaled), alone.native.predict(scaled), atol=5e-3
     )
+
+
+def test_a_fit_starts_no_process_that_serves_it_not():
+    def callbacks(trainer):
+        return {type(made).__name__ for made in trainer(print)._create_default_callbacks()}
+
+    left_out = callbacks(TorchTrainer) - callbacks(distributed.with_fewer_processes(TorchTrainer))
+    assert left_out == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
