@@ -11,7 +11,8 @@ from pathlib import Path
 @contextmanager
 def own_ray(num_cpus: int, **environment: str) -> Iterator[None]:
     """Be a driver of such a Ray, whose processes find the modules beside this one; then end it."""
-    os.environ |= environment | {"PYTHONPATH": str(Path(__file__).resolve().parent)}
+    beside = [str(Path(__file__).resolve().parent), *os.environ.get("PYTHONPATH", "").split(":")]
+    os.environ |= environment | {"PYTHONPATH": ":".join(folder for folder in beside if folder)}
     with tempfile.TemporaryDirectory() as root:
         os.environ["PENSTOCK_STORAGE__ROOT"] = root
         os.environ["PENSTOCK_RAY__NUM_LOGICAL_CPUS"] = str(num_cpus)
