@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -54,7 +54,10 @@ class Load:
 class OpenLoad:
     """What the client saw of an open loop; latencies count from when a request was due."""
 
+    asked_per_s: float
+    """The rate that was asked for."""
     offered_per_s: float
+    """The rate that came to be."""
     answered_per_s: float
     """With 200."""
     p50_ms: float
@@ -112,6 +115,21 @@ def median(loads: list[Load]) -> Load:
         p50_ms=statistics.median(load.p50_ms for load in loads),
         p99_ms=statistics.median(load.p99_ms for load in loads),
     )
+
+
+def median_open(loads: list[OpenLoad]) -> OpenLoad:
+    """Give each number's median; counts are of all runs."""
+    found: dict[str, Any] = {}
+    for each in fields(OpenLoad):
+        values = [getattr(load, each.name) for load in loads]
+        if each.name == "refused":
+            found[each.name] = dict(sum((Counter(value) for value in values), Counter()))
+        elif each.name == "unsent":
+            found[each.name] = sum(values)
+        else:
+            told = [value for value in values if value is not None]
+            found[each.name] = round(statistics.median(told), 2) if told else None
+    return OpenLoad(**found)
 
 
 def _pinned() -> list[str]:
@@ -232,6 +250,7 @@ async def _load(client: _Client, per_s: float, seconds: float) -> OpenLoad:
     answered = client.took_s.get("200", [])
     refused = [t for status, times in client.took_s.items() if status != "200" for t in times]
     return OpenLoad(
+        asked_per_s=per_s,
         offered_per_s=round(num_due / took_s, 1),
         answered_per_s=round(len(answered) / took_s, 1),
         p50_ms=_quantile_ms(answered, 0.5) or 0.0,
