@@ -136,10 +136,29 @@ class SliceScorer:
 def prediction_ids(keys: pl.DataFrame, model_digest: str, source: str) -> pl.Series:
     """Name each prediction by its model, its table and its row: the same again, whenever scored.
 
-    128 bits of a keyed BLAKE2b, in hex.
+    32 hex digits. A key of one whole number is in the last 16 of them, behind 64 bits of a BLAKE2b
+    of model and table: no two rows of a table share an id, and making it takes a tenth of the time.
+    Any other key is hashed along, to 128 bits.
     """
-    base = hashlib.blake2b(f"{model_digest}\0{source}\0".encode(), digest_size=16)
+    named = f"{model_digest}\0{source}\0".encode()
+    numbers = keys.to_series()
+    if keys.width == 1 and numbers.dtype.is_signed_integer() and not numbers.has_nulls():
+        return _numbered_ids(numbers, hashlib.blake2b(named, digest_size=8).digest())
+    return _hashed_ids(keys, hashlib.blake2b(named, digest_size=16))
 
+
+def _numbered_ids(numbers: pl.Series, base: bytes) -> pl.Series:
+    ids = np.empty((len(numbers), 2), dtype=">u8")
+    ids[:, 0] = int.from_bytes(base, "big")
+    ids[:, 1] = numbers.cast(pl.Int64).to_numpy().view(np.uint64)
+    binary = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(16), len(ids), [None, pa.py_buffer(ids)]
+    )
+    named = pl.Series("prediction_id", pl.from_arrow(binary.cast(pa.binary())), dtype=pl.Binary)
+    return named.bin.encode("hex")
+
+
+def _hashed_ids(keys: pl.DataFrame, base: "hashlib.blake2b") -> pl.Series:
     # The text of a key with a length before each part: no two keys share it.
     parts = [pl.col(column).cast(pl.String).fill_null("null") for column in keys.columns]
     sized = [pl.format("{}:{}", part.str.len_bytes(), part) for part in parts]

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from payments import FIRST_DAY, TRANSACTIONS, USE_CASE, commit_payments, end_of_day, make_payments
 from penstock.data import tables
@@ -241,14 +243,27 @@ class TestSlices:
 
 
 class TestPredictionIds:
-    def test_they_depend_on_the_row_the_model_and_the_table_and_nothing_else(self):
-        keys = pl.DataFrame({"a": [1, 2]})
-        ids = prediction_ids(keys, "digest", "t")
-        assert ids.to_list() == prediction_ids(keys, "digest", "t").to_list()
+    @pytest.mark.parametrize(
+        "keys", [{"a": [1, 2]}, {"a": ["x", "y"]}, {"a": [1, None]}, {"a": [1, 1], "b": [1, 2]}]
+    )
+    def test_they_depend_on_the_row_the_model_and_the_table_and_nothing_else(self, keys):
+        rows = pl.DataFrame(keys)
+        ids = prediction_ids(rows, "digest", "t")
+        assert ids.to_list() == prediction_ids(rows, "digest", "t").to_list()
+        assert ids.to_list()[::-1] == prediction_ids(rows[::-1], "digest", "t").to_list()
         assert ids[0] != ids[1]
-        assert ids[0] != prediction_ids(keys, "other", "t")[0]
-        assert ids[0] != prediction_ids(keys, "digest", "u")[0]
-        assert len(ids[0]) == 32
+        assert ids[0] != prediction_ids(rows, "other", "t")[0]
+        assert ids[0] != prediction_ids(rows, "digest", "u")[0]
+        assert {len(each) for each in ids} == {32}
+
+    @given(st.sets(st.integers(-(2**63), 2**63 - 1)))
+    def test_each_number_has_its_own_and_the_same_in_any_type_that_holds_it(self, numbers):
+        keys = pl.DataFrame({"a": pl.Series([*numbers], dtype=pl.Int64)})
+        ids = prediction_ids(keys, "d", "t")
+        assert ids.n_unique() == len(numbers)
+        small = pl.col("a").is_between(-(2**31), 2**31 - 1)
+        narrow = keys.filter(small).cast(pl.Int32)
+        assert prediction_ids(narrow, "d", "t").equals(ids.filter(keys.select(small).to_series()))
 
     def test_keys_of_several_columns_never_run_into_each_other(self):
         keys = pl.DataFrame({"a": ["x", "x1:y", ""], "b": ["1:yz", "z", "x"]})
