@@ -1,9 +1,4 @@
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,153 +9,27 @@ from penstock.errors import (
     BusyError,
     ClusterError,
     GateRefusedError,
-    NotFoundError,
     PenstockError,
     UserError,
 )
 from penstock.locks import exclusive
-from penstock.registry.versions import ModelVersion
 from penstock.serving import (
     ab,
-    application,
     deployments,
     rolling,
     rollout_files,
-    server,
-    way_back,
 )
 from penstock.serving.ab_policy import Evidence
 from penstock.serving.arm_counts import ArmCounts
-from penstock.serving.deploy import deploy, lock_path
-from penstock.serving.deployments import Deployment
-from penstock.serving.rolling import plan_rollout, roll_out
+from penstock.serving.deploy import lock_path
 from penstock.serving.rollout import RolloutPlan, parse_guards
 from penstock.serving.rollout_files import Rollout
 from penstock.serving.sequential import ArmMoments
 from penstock.serving.trial import TrialArguments
-from penstock.serving.way_back import roll_back
 from penstock.settings import Settings
-from waiting import wait_for
+from stand_in_serve import BOTH, ONE, TWO, Serve
 
 OTHER_FIELDS = [{"name": "STATION", "dtype": "int64"}, {"name": "level", "dtype": "float64"}]
-NOTHING, ONE_ANSWER = ArmCounts(), ArmCounts(num_answers=1)
-BOTH, ONE, TWO = "apply 1 with 2", "apply 1", "apply 2"
-
-
-@dataclass
-class Serve:
-    """Stands for Serve and its one replica, which counts more whenever somebody looks."""
-
-    settings: Settings
-    versions: list[ModelVersion]
-    applications: dict[str, dict[str, str]] = field(default_factory=lambda: {"spills": {}})
-    calls: list[str] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
-    """What the file gave the new version, at every call and at every look."""
-    fails: dict[str, BaseException] = field(default_factory=dict)
-    trial: TrialArguments | None = None
-    each_look: ArmCounts = ONE_ANSWER
-    counted: ArmCounts = NOTHING
-    on_look: Callable[[], object] = lambda: None
-
-    def apply(
-        self,
-        _settings: Settings,
-        _builders: None,
-        wanted: Deployment,
-        _package: object,
-        *,
-        trial: dict[str, Any] | None = None,
-    ) -> None:
-        call = f"apply {wanted.version}" + (f" with {trial['version']}" if trial else "")
-        self.calls.append(call)
-        self._see()
-        if call in self.fails:
-            raise self.fails[call]
-        if trial is not None:
-            self.trial = TrialArguments.model_validate(trial)
-            self._report()
-
-    def look(self, *_: object, **__: object) -> None:
-        self._see()
-        self.counted = self.counted.plus(self.each_look)
-        self._report()
-        self.on_look()
-
-    def _see(self) -> None:
-        found = self.rollout
-        self.shares.append(found.share_at(rollout_files.now()) if found else 0.0)
-
-    def _report(self) -> None:
-        assert self.trial is not None
-        told = rollout_files.Report(replica="a", new=self.counted, old=NOTHING)
-        rollout_files.report(self.settings, "spills", self.trial.rollout_id, told)
-
-    @property
-    def rollout(self) -> Rollout | None:
-        return rollout_files.find(self.settings, "spills")
-
-    @property
-    def stands(self) -> Deployment | None:
-        return deployments.find_deployment(self.settings, "spills")
-
-    @property
-    def told(self) -> list[str]:
-        audit.verify(self.settings)
-        return [record.action for record in audit.records(self.settings)]
-
-    def plan(self, number: int = 2, **choices: Any) -> RolloutPlan:
-        choices = {"shares_percent": (5, 100), "hold_s": 0.0, **choices}
-        return plan_rollout(self.settings, self.versions[number - 1], **choices)
-
-    def roll_out(self, plan: RolloutPlan | None = None, **choices: Any) -> Rollout:
-        return roll_out(
-            self.settings,
-            self.versions[1],
-            plan or self.plan(**choices),
-            report=lambda _: None,
-            progress=self.look,
-        )
-
-    def deploy(self, number: int) -> Deployment:
-        return deploy(self.settings, self.versions[number - 1], report=lambda _: None)
-
-    def roll_back(self) -> Deployment:
-        return roll_back(self.settings, "spills", reason="alerts", report=lambda _: None)
-
-    def leave(self, plan: RolloutPlan, **changes: Any) -> Rollout:
-        """Leave the rollout that a killed process leaves."""
-        one, two = map(deployment, self.versions[:2])
-        left = Rollout(
-            id="left",
-            plan=plan,
-            old=one,
-            new=two.model_copy(update={"earlier": (1,)}),
-            phase="shifting",
-            stage_started_at=rollout_files.now(),
-            watched_at=rollout_files.now(),
-        ).model_copy(update=changes)
-        rollout_files.begin(self.settings, left)
-        rollout_files.write(self.settings, left)
-        return left
-
-
-@pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """Version 1 serves, version 2 is there."""
-    settings = Settings(project_root=tmp_path)
-    fake = Serve(settings, [sealed(settings, number) for number in (1, 2)])
-    deployments.record(settings, deployment(fake.versions[0]))
-    monkeypatch.setattr(server, "start", lambda _: None)
-    monkeypatch.setattr(server, "load_builders", lambda _: None)
-    monkeypatch.setattr(server, "applications", lambda _: fake.applications)
-    monkeypatch.setattr(application, "apply", fake.apply)
-    monkeypatch.setattr(application, "wait_until_running", lambda *_, **__: None)
-    monkeypatch.setattr(application, "wait_until_answering", lambda *_, **__: None)
-    monkeypatch.setattr(rollout_files, "LOOK_S", 0.001)
-    # The registry is MLflow's, whose tables take seconds to make.
-    monkeypatch.setattr(way_back, "resolve", lambda _, __, number: fake.versions[number - 1])
-    return fake
 
 
 class TestPlan:
@@ -500,90 +369,3 @@ class TestRefused:
         with exclusive(lock_path(serve.settings, "spills"), what="x"), pytest.raises(BusyError):
             serve.roll_out(plan)
         assert (serve.calls, serve.rollout) == ([], None)
-
-
-@contextmanager
-def asked_while_held(serve: Serve) -> Iterator[Future[Deployment]]:
-    """Another process holds the deployment, and somebody has asked it for the way back."""
-    # The lock is let go of first; the pool waits for who waits for that.
-    with ThreadPoolExecutor(1) as pool, exclusive(lock_path(serve.settings, "spills"), what="x"):
-        asked = pool.submit(serve.roll_back)
-        wait_for(lambda: rollout_files.asked_back(serve.settings, "spills"), timeout_s=5)
-        yield asked
-
-
-class TestRollBack:
-    def test_each_leads_one_version_further_back(self, serve: Serve):
-        serve.versions.append(sealed(serve.settings, 3))
-        serve.deploy(2)
-        serve.deploy(3)
-        assert (serve.roll_back().version, serve.roll_back().version) == (2, 1)
-        assert serve.stands.version == 1
-        with pytest.raises(NotFoundError, match="nothing of spills served before version 1"):
-            serve.roll_back()
-
-    def test_the_reason_is_in_the_audit_log(self, serve: Serve):
-        serve.deploy(2)
-        serve.roll_back()
-        found = [r for r in audit.records(serve.settings) if r.action == "deployment.rollback"]
-        assert [(r.subject, r.facts["reason"]) for r in found] == [("spills 1", "alerts")]
-
-    def test_after_a_rollout_it_leads_to_the_version_before(self, serve: Serve):
-        serve.roll_out()
-        assert serve.roll_back().version == 1
-
-    def test_where_nothing_is_served_there_is_no_way_back(self, serve: Serve):
-        deployments.deployment_path(serve.settings, "spills").unlink()
-        with pytest.raises(NotFoundError, match="nothing of spills is served"):
-            serve.roll_back()
-
-    def test_a_rollout_that_was_left_ends_and_the_old_one_answers_alone(self, serve: Serve):
-        serve.leave(serve.plan(), share_percent=5.0)
-        back = serve.roll_back()
-        assert (back.version, back.earlier) == (1, ())
-        assert serve.calls == [ONE]
-        assert (serve.rollout.phase, serve.rollout.share_percent) == ("over", 0)
-
-    def test_one_under_way_is_asked_and_goes_back_by_itself(self, serve: Serve):
-        asked: list[Future[Deployment]] = []
-        with ThreadPoolExecutor(1) as pool:
-
-            def ask_once() -> None:
-                if not asked:
-                    asked.append(pool.submit(serve.roll_back))
-
-            serve.on_look = ask_once
-            with pytest.raises(GateRefusedError, match="asked for: alerts"):
-                serve.roll_out(hold_s=60)
-            assert asked[0].result(5).version == 1
-        assert serve.calls == [BOTH, ONE]
-
-    def test_while_a_plain_deploy_is_under_way_it_is_refused(self, serve: Serve):
-        with (
-            exclusive(lock_path(serve.settings, "spills"), what="x"),
-            pytest.raises(BusyError, match="spills is being deployed"),
-        ):
-            serve.roll_back()
-
-    def test_where_the_asked_process_dies_it_goes_back_by_itself(self, serve: Serve):
-        serve.leave(serve.plan(), share_percent=5.0)
-        with asked_while_held(serve) as asked:
-            pass
-        assert asked.result(5).version == 1
-        assert serve.calls == [ONE]
-        assert serve.rollout.is_over
-
-    def test_where_it_asked_too_late_it_is_told_so(self, serve: Serve):
-        left = serve.leave(serve.plan(), phase="finishing")
-        with asked_while_held(serve) as asked:
-            over = left.model_copy(update={"phase": "over", "outcome": "served"})
-            rollout_files.write(serve.settings, over)
-        with pytest.raises(BusyError, match="version 2 of spills served everything by then"):
-            asked.result(5)
-        assert serve.calls == []
-
-    def test_it_does_not_wait_forever(self, serve: Serve, monkeypatch):
-        monkeypatch.setattr(way_back, "_WAIT_FOR_BACK_S", 0.01)
-        serve.leave(serve.plan())
-        with asked_while_held(serve) as asked, pytest.raises(BusyError, match="does not end"):
-            asked.result(5)
