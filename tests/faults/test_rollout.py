@@ -1,134 +1,51 @@
-"""Deploys, rollouts and kills under load: no request is lost, and a bad version costs nobody."""
+"""Rollouts under load, and kills of what controls them: a bad version costs nobody."""
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import rollout_driver
 from cases import some_slow
 from feedback import post
 from http_requests import JSON, send
-from penstock.cluster.ingress import ingress_ports
-from penstock.errors import ClusterError, GateRefusedError, IntegrityError, UserError
+from penstock.errors import ClusterError, GateRefusedError, IntegrityError
 from penstock.registry.versions import ModelVersion
 from penstock.serving import ab_policy, rollout_files, server
 from penstock.serving.code import freeze_code
-from penstock.serving.deploy import deploy, find_deployment, undeploy
 from penstock.serving.feedback import FeedbackIntake
 from penstock.serving.http import ROOT_APP
-from penstock.serving.rolling import plan_rollout, roll_out
+from penstock.serving.rolling import roll_out
 from penstock.serving.rollout import RolloutPlan
-from penstock.serving.way_back import roll_back
 from penstock.settings import Settings
 from projects import Project
+from rolled import MODEL, Rolled
 from served_versions import (
     Callers,
     by_amount,
     callers,
     fails_at_once,
     no_number,
-    register,
     shifted,
     slow,
 )
-from small_model import SmallRun
 from told_truths import tellers
 from waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
-MODEL = "rolled"
 BACK_WITHIN_S = 30.0
-NUM_MOVES = 10
 MOMENTS = ("starting 0", "shifting 0", "shifting 1", "finishing 1", "unrecorded")
-
-
-@dataclass(frozen=True)
-class Rolled:
-    """A storage with a trained run, on the test run's one Ray."""
-
-    settings: Settings
-    run: SmallRun
-
-    @property
-    def port(self) -> int:
-        return int(server.url(self.settings).rsplit(":", 1)[1])
-
-    @property
-    def replica_ports(self) -> set[int]:
-        ports = ingress_ports(
-            self.settings.model_copy(
-                update={"serving": self.settings.serving.model_copy(update={"port": self.port})}
-            )
-        )
-        return set(range(ports["replicas_from"], ports["replicas_to"]))
-
-    @property
-    def serving(self) -> int:
-        """The version that is written down as deployed."""
-        found = find_deployment(self.settings, MODEL)
-        assert found is not None
-        return found.version
-
-    def register(self, **how: Any) -> ModelVersion:
-        return register(self.settings, self.run, MODEL, **how)
-
-    def deploy(self, version: ModelVersion) -> None:
-        deploy(self.settings, version, report=lambda _: None)
-
-    def back(self) -> int:
-        return roll_back(self.settings, MODEL, reason="a test", report=lambda _: None).version
-
-    def plan(self, version: ModelVersion, **choices: Any) -> RolloutPlan:
-        choices = {"shares_percent": (30, 100), "hold_s": 1.0, "min_answers": 5, **choices}
-        return plan_rollout(self.settings, version, **choices)
-
-    def roll_out(self, version: ModelVersion, **choices: Any) -> rollout_files.Rollout:
-        plan = self.plan(version, **choices)
-        return roll_out(self.settings, version, plan, report=lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def rolled(small_run: tuple[Settings, SmallRun]) -> Iterator[Rolled]:
-    mine, run = small_run
-    made = Rolled(mine, run)
-    try:
-        made.deploy(made.register())
-        yield made
-    finally:
-        undeploy(mine, MODEL)
-
-
-def replica_pids() -> list[int]:
-    """The processes of the model's running replicas."""
-    from ray.serve.context import _get_global_client
-
-    application = _get_global_client().get_serve_details()["applications"][MODEL]
-    (deployment,) = application["deployments"].values()
-    return sorted(r["pid"] for r in deployment["replicas"] if r["state"] == "RUNNING")
-
-
-def num_wanted() -> int:
-    """How many replicas Serve aims at."""
-    from ray.serve.context import _get_global_client
-
-    application = _get_global_client().get_serve_details()["applications"][MODEL]
-    (deployment,) = application["deployments"].values()
-    return int(deployment["target_num_replicas"])
 
 
 class TestRollout:
@@ -406,130 +323,3 @@ def is_looked_at(rolled: Rolled) -> bool:
     """Whether an A/B under way has counted some truths."""
     found = rollout_files.find(rolled.settings, MODEL)
     return found is not None and not found.is_over and found.evidence is not None
-
-
-class TestDeploysUnderLoad:
-    @pytest.mark.slow
-    def test_one_replica_is_replaced_again_and_again_and_none_is_lost(self, rolled: Rolled):
-        first, second = rolled.serving, rolled.register()
-        with callers(rolled.port, MODEL) as asked:
-            for move in range(NUM_MOVES):
-                if move % 2:
-                    assert rolled.back() == first
-                else:
-                    rolled.deploy(second)
-        assert asked.lost == []
-        assert asked.versions() == {first, second.version}
-        assert len(asked.answers) > 5_000
-
-
-def listening_ports(pid: int) -> list[int]:
-    """The ports that a process listens on."""
-    found = psutil.Process(pid).net_connections(kind="tcp")
-    return sorted(each.laddr.port for each in found if each.status == psutil.CONN_LISTEN)
-
-
-def ingress_pid(port: int) -> int | None:
-    """The process that answers at the port; None: there is none."""
-    found = (
-        each.pid
-        for each in psutil.net_connections(kind="tcp")
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid
-    )
-    return next(found, None)
-
-
-class TestKilledIngress:
-    def test_another_one_takes_its_place(self, rolled: Rolled):
-        with callers(rolled.port, MODEL) as asked:
-            wait_for(lambda: asked.answers)
-            killed = ingress_pid(rolled.port)
-            assert killed
-            os.kill(killed, signal.SIGKILL)
-            # It takes some five seconds; a busy machine may take its time.
-            wait_for(lambda: ingress_pid(rolled.port) not in (None, killed))
-            back_s = time.monotonic()
-            wait_for(lambda: asked.answers[-1][0] > back_s + 0.5)
-        # It takes the requests along that it had in hand, and nobody is let in before the next.
-        assert asked.lost
-        # Until the next one knows of the model it does not say that there is none.
-        assert not [lost for lost in asked.lost if lost.startswith("404")]
-
-
-class TestGpus:
-    def test_a_version_for_gpus_is_refused_at_once_where_ray_has_none(self, rolled: Rolled):
-        old, asks = rolled.serving, rolled.register(num_gpus_per_replica=1)
-        with callers(rolled.port, MODEL) as asked:
-            with pytest.raises(UserError, match="this Ray has no GPU"):
-                rolled.deploy(asks)
-            wait_for(lambda: asked.answers)
-        assert asked.lost == []
-        assert asked.versions() == {rolled.serving} == {old}
-
-
-class TestScaling:
-    @pytest.mark.slow
-    def test_a_burst_gets_a_second_replica_in_seconds_and_none_is_lost_both_ways(
-        self, rolled: Rolled
-    ):
-        # Each request waits a little for others, so that those of a burst are in flight together.
-        scales = rolled.register(
-            max_replicas=2,
-            target_ongoing_requests=4,
-            batch_wait_s=0.1,
-            downscale_delay_s=3.0,
-            num_cpus_per_replica=0.1,
-        )
-        old = rolled.serving
-        rolled.deploy(scales)
-        with callers(rolled.port, MODEL, threads=1, pause_s=0.2) as always:
-            wait_for(lambda: len(replica_pids()) == 1)
-            took = {}
-            with callers(rolled.port, MODEL, threads=16, pause_s=0) as burst:
-                started_s = time.monotonic()
-                # Serve's default delay alone is 30 s.
-                wait_for(lambda: num_wanted() == 2, timeout_s=25)
-                took["until a second one was wanted"] = time.monotonic() - started_s
-                wait_for(lambda: len(replica_pids()) == 2)
-                took["until it ran"] = time.monotonic() - started_s
-                time.sleep(2)
-            started_s = time.monotonic()
-            wait_for(lambda: num_wanted() == 1)
-            took["after the burst, until one was enough"] = time.monotonic() - started_s
-            wait_for(lambda: len(replica_pids()) == 1)
-            time.sleep(5)
-        told = {what: round(s, 1) for what, s in took.items()}
-        print(told, len(burst.answers))  # noqa: T201  # docs/serving.md has these numbers
-        assert (burst.lost, always.lost) == ([], [])
-        assert always.versions() | burst.versions() == {scales.version}
-        assert rolled.back() == old
-
-
-class TestKilledReplicas:
-    @pytest.mark.slow
-    def test_past_the_ingress_which_tries_again_its_requests_would_be_lost(self, rolled: Rolled):
-        (pid,) = replica_pids()
-        ports = rolled.replica_ports & set(listening_ports(pid))
-        with callers(min(ports), MODEL) as asked:
-            wait_for(lambda: asked.answers)
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: asked.lost, timeout_s=10)
-        assert asked.lost
-        wait_for(lambda: len(replica_pids()) == 1)
-
-    @pytest.mark.parametrize("num_kills", some_slow((1, 10), in_every_run={1}))
-    def test_the_other_one_answers(self, rolled: Rolled, num_kills: int):
-        two = rolled.register(min_replicas=2, max_replicas=2, num_cpus_per_replica=0.1)
-        old = rolled.serving
-        rolled.deploy(two)
-        draw = random.Random(num_kills)
-        with callers(rolled.port, MODEL) as asked:
-            for _ in range(num_kills):
-                wait_for(lambda: len(replica_pids()) == 2)
-                killed = draw.choice(replica_pids())
-                os.kill(killed, signal.SIGKILL)
-                wait_for(lambda dead=killed: dead not in replica_pids())
-            wait_for(lambda: len(replica_pids()) == 2)
-        assert asked.lost == []
-        assert asked.versions() == {two.version}
-        assert rolled.back() == old
