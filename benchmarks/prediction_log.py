@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
-import serve
 from _serve_load import closed, write_bodies
+from _served import payment, penstock, penstock_environment, prepare, redis_server
 
 GOAL = 0.95
+NUM_CONNECTIONS = 32
 WITH, WITHOUT = "true", "false"
 
 
@@ -36,21 +37,19 @@ def main() -> None:
 
 
 def measure(folder: Path, given: argparse.Namespace) -> None:
-    bodies = write_bodies(folder, "one", lambda generator: {"rows": [serve.payment(generator)]})
+    bodies = write_bodies(folder, "one", lambda generator: {"rows": [payment(generator)]})
     found: dict[str, list[tuple[float, float]]] = {WITH: [], WITHOUT: []}
-    with serve.redis_server(folder, wanted=not given.sqlite) as redis, ExitStack() as servers:
-        environment = serve.penstock_environment(folder, redis)
-        servers.callback(serve.penstock, environment, "down")
-        serve.prepare(folder, environment, given)
+    with redis_server(folder, wanted=not given.sqlite) as redis, ExitStack() as servers:
+        environment = penstock_environment(folder, redis)
+        servers.callback(penstock, environment, "down")
+        prepare(folder, environment, given)
         key = ""
         for turn in range(given.turns):
             for logs in (WITH, WITHOUT) if turn % 2 else (WITHOUT, WITH):
                 chosen = environment | {"PENSTOCK_SERVING__LOG_PREDICTIONS": logs}
-                url = json.loads(serve.penstock(chosen, "deploy", "card_fraud", "--json"))[
-                    "predict_url"
-                ]
+                url = json.loads(penstock(chosen, "deploy", "card_fraud", "--json"))["predict_url"]
                 key = key or new_key(environment)
-                closed(url, bodies, key, serve.NUM_CONNECTIONS, 2)
+                closed(url, bodies, key, NUM_CONNECTIONS, 2)
                 found[logs].append(loaded(url, bodies, key, given.seconds))
         segments = (folder / "storage" / "predictions").rglob("0*")
         assert sum(segment.stat().st_size for segment in segments) > 1e6, "nothing was logged"
@@ -58,14 +57,14 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
 
 
 def new_key(environment: dict[str, str]) -> str:
-    made = serve.penstock(environment, "api-keys", "create", "bench", "--scope", "predict:*")
+    made = penstock(environment, "api-keys", "create", "bench", "--scope", "predict:*")
     return made.splitlines()[0]
 
 
 def loaded(url: str, bodies: Path, key: str, seconds: int) -> tuple[float, float]:
     """Requests a second, and the replica's CPU milliseconds for a request."""
     before = replica_cpu_s()
-    load = closed(url, bodies, key, serve.NUM_CONNECTIONS, seconds)
+    load = closed(url, bodies, key, NUM_CONNECTIONS, seconds)
     (pid,) = (pid for pid, spent in replica_cpu_s().items() if spent - before.get(pid, 0) > 0.5)
     spent_s = replica_cpu_s()[pid] - before[pid]
     return load.requests_per_s, 1000 * spent_s / (load.requests_per_s * seconds)

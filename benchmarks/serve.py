@@ -20,7 +20,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -44,6 +43,14 @@ from _serve_load import (  # noqa: E402
     median_open,
     open_loop,
     write_bodies,
+)
+from _served import (  # noqa: E402
+    free_port,
+    payment,
+    penstock,
+    penstock_environment,
+    prepare,
+    redis_server,
 )
 
 NUM_CONNECTIONS = 32
@@ -115,16 +122,6 @@ def measure(folder: Path, arguments: argparse.Namespace) -> None:
     report(results, large_load, opened, arguments)
 
 
-def payment(generator: random.Random) -> dict[str, Any]:
-    time_of_day = f"{generator.randrange(24):02}:{generator.randrange(60):02}"
-    return {
-        "CUSTOMER_ID": generator.randrange(5000),
-        "TERMINAL_ID": generator.randrange(10000),
-        "TX_DATETIME": f"2018-08-15T{time_of_day}:00Z",
-        "TX_AMOUNT": round(200 * generator.random(), 2),
-    }
-
-
 def features(generator: random.Random, peers: dict[str, str]) -> dict[str, Any]:
     num_features = len(peers["features"].split(","))
     return {"rows": [[round(100 * generator.random(), 4) for _ in range(num_features)]]}
@@ -156,55 +153,6 @@ def open_turns(url: str, bodies: Path, key: str, seconds: int) -> dict[float, li
             opened[share].append(open_loop(url, bodies, key, share * capacity, seconds))
             time.sleep(1)
     return opened
-
-
-def penstock_environment(folder: Path, redis: str | None) -> dict[str, str]:
-    mine = {k: v for k, v in os.environ.items() if not k.startswith(("PENSTOCK_", "RAY_"))}
-    more = {
-        "PENSTOCK_PROJECT_ROOT": str(ROOT),
-        "PENSTOCK_STORAGE__ROOT": str(folder / "storage"),
-        "PENSTOCK_SERVING__PORT": "28000",
-        "PENSTOCK_SERVING__REQUIRE_KEY": "true",
-        "PENSTOCK_RAY__GCS_PORT": "28500",
-        "PENSTOCK_RAY__DASHBOARD_PORT": "28510",
-        "PENSTOCK_RAY__METRICS_PORT": "28520",
-    }
-    if redis:
-        more |= {
-            "PENSTOCK_FEATURE_STORE__ONLINE_STORE": "redis",
-            "PENSTOCK_FEATURE_STORE__REDIS": redis,
-        }
-    return mine | more
-
-
-def penstock(environment: dict[str, str], *arguments: str) -> str:
-    print(f"$ penstock {' '.join(arguments)}", file=sys.stderr)
-    done = subprocess.run(
-        [Path(sys.executable).parent / "penstock", *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"penstock {' '.join(arguments)} ended with {done.returncode}\n{done.stderr}")
-    return done.stdout
-
-
-def prepare(folder: Path, environment: dict[str, str], arguments: argparse.Namespace) -> None:
-    """The journey up to a champion, on simulated payments."""
-    penstock(environment, "up")
-    sample = folder / "sample"
-    penstock(
-        environment, "sample", "card_fraud", "--out", str(sample), "--days", str(arguments.days)
-    )
-    files = [str(path) for path in sorted(sample.glob("*.parquet"))]
-    penstock(environment, "data", "ingest", "card_fraud.transactions", *files)
-    for step in ("apply", "build", "materialize"):
-        penstock(environment, "features", step, "card_fraud")
-    penstock(environment, "train", "card_fraud", "--estimator", arguments.estimator)
-    penstock(environment, "models", "promote", "card_fraud")
 
 
 def prepare_peers(
@@ -287,30 +235,6 @@ def running(folder: Path, peer: str, options: dict[str, str]) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-@contextmanager
-def redis_server(folder: Path, *, wanted: bool) -> Iterator[str | None]:
-    if not wanted:
-        yield None
-        return
-    port = free_port()
-    process = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ask(url: str, key: str = "") -> list[float]:
