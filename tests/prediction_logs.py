@@ -53,7 +53,7 @@ def answered(
         as_of_us=at,
         event_us={"riders": at - 60_000_000, "cities": np.full(num_rows, NO_EVENT_US)},
     )
-    return AnsweredBatch(
+    return AnsweredBatch.of(
         served_at_us=served_at_us or time.time_ns() // 1_000,
         requests=[Asked(f"{name}{n}", None, [{}] * size) for n, size in enumerate(sizes)],
         looked_up=[rows],

@@ -134,7 +134,7 @@ class Arm:
         self.metrics.count_batch(len(requests), len(rows), found)
         all_scores = scores[0] if len(scores) == 1 else np.concatenate(scores)
         if self._log is not None:
-            self._log.put(AnsweredBatch(time.time_ns() // 1_000, requests, found, all_scores))
+            self._log.put(AnsweredBatch.of(time.time_ns() // 1_000, requests, found, all_scores))
         return Scored(scores=all_scores, missing=missing)
 
 

@@ -20,12 +20,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from penstock.features.online import OnlineRows
@@ -106,9 +108,30 @@ class AnsweredBatch:
     """Requests that were looked up and scored together; their rows stand one after the other."""
 
     served_at_us: int
-    requests: Sequence[Asked]
+    prediction_ids: list[str]
+    """One for each request, and so are the next two."""
+    request_ids: list[str | None]
+    sizes: list[int]
     looked_up: Sequence[OnlineRows]
     scores: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        served_at_us: int,
+        requests: Sequence[Asked],
+        looked_up: Sequence[OnlineRows],
+        scores: NDArray[np.float64],
+    ) -> Self:
+        """Keep what the log needs: the rows themselves are freed while they are still at hand."""
+        return cls(
+            served_at_us,
+            prediction_ids=[request.prediction_id for request in requests],
+            request_ids=[request.request_id for request in requests],
+            sizes=[len(request.rows) for request in requests],
+            looked_up=looked_up,
+            scores=scores,
+        )
 
 
 def log_folder(settings: Settings, use_case: str) -> Path:
@@ -120,9 +143,10 @@ def record_batch(
     batches: Sequence[AnsweredBatch], header: SegmentHeader, schema: pa.Schema
 ) -> pa.RecordBatch:
     """Put batches into columns; a request with a score that is no finite number had no answer."""
-    requests = [request for batch in batches for request in batch.requests]
     looked_up = [part for batch in batches for part in batch.looked_up]
-    sizes = [len(request.rows) for request in requests]
+    sizes = np.concatenate([batch.sizes for batch in batches])
+    starts = np.cumsum(sizes) - sizes
+    request_of_row = np.repeat(np.arange(len(sizes)), sizes)
     scores = np.concatenate([batch.scores for batch in batches])
     served_us = np.repeat(
         np.array([batch.served_at_us for batch in batches], dtype=np.int64),
@@ -130,9 +154,12 @@ def record_batch(
     )
     values = np.concatenate([part.values for part in looked_up])
     as_of_us = np.concatenate([part.as_of_us for part in looked_up])
+    prediction_ids = pa.array(chain.from_iterable(batch.prediction_ids for batch in batches))
+    request_ids = pa.array(chain.from_iterable(batch.request_ids for batch in batches), pa.string())
+    number = pa.array(np.arange(len(scores)) - starts[request_of_row]).cast(pa.string())
     columns = [
-        pa.array([f"{r.prediction_id}-{i}" for r in requests for i in range(len(r.rows))]),
-        pa.array([r.request_id for r in requests for _ in r.rows], pa.string()),
+        pc.binary_join_element_wise(prediction_ids.take(pa.array(request_of_row)), number, "-"),
+        request_ids.take(pa.array(request_of_row)),
         _utc(served_us),
         _utc(as_of_us),
         pa.array(scores.astype(np.float64, copy=False)),
@@ -149,7 +176,6 @@ def record_batch(
     finite = np.isfinite(scores)
     if finite.all():
         return batch
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     answered = np.repeat(np.logical_and.reduceat(finite, starts), sizes)
     return batch.filter(pa.array(answered))
 
@@ -167,7 +193,7 @@ def _given(looked_up: Sequence[OnlineRows], num_rows: int) -> pa.Array:
 
 
 def _utc(times_us: NDArray[np.int64]) -> pa.Array:
-    return pa.array(times_us.view("datetime64[us]")).cast(pa.timestamp("us", "UTC"))
+    return pa.array(times_us.view("datetime64[us]")).view(pa.timestamp("us", "UTC"))
 
 
 class PredictionLog:

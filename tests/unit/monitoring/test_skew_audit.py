@@ -101,7 +101,7 @@ def serve(settings: Settings, rows: list[dict], name: str = "p") -> None:
     )
     log = PredictionLog(log_folder(settings, USE_CASE), header, max_bytes=1 << 30)
     log.put(
-        AnsweredBatch(
+        AnsweredBatch.of(
             time.time_ns() // 1_000,
             [Asked(name, "r", rows)],
             [reader.read(rows)],
