@@ -24,16 +24,18 @@ def payment(generator: random.Random) -> dict[str, Any]:
     }
 
 
-def penstock_environment(folder: Path, redis: str | None) -> dict[str, str]:
+def penstock_environment(
+    folder: Path, redis: str | None, *, first_port: int = 28000
+) -> dict[str, str]:
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("PENSTOCK_", "RAY_"))}
     more = {
         "PENSTOCK_PROJECT_ROOT": str(ROOT),
         "PENSTOCK_STORAGE__ROOT": str(folder / "storage"),
-        "PENSTOCK_SERVING__PORT": "28000",
+        "PENSTOCK_SERVING__PORT": str(first_port),
         "PENSTOCK_SERVING__REQUIRE_KEY": "true",
-        "PENSTOCK_RAY__GCS_PORT": "28500",
-        "PENSTOCK_RAY__DASHBOARD_PORT": "28510",
-        "PENSTOCK_RAY__METRICS_PORT": "28520",
+        "PENSTOCK_RAY__GCS_PORT": str(first_port + 500),
+        "PENSTOCK_RAY__DASHBOARD_PORT": str(first_port + 510),
+        "PENSTOCK_RAY__METRICS_PORT": str(first_port + 520),
     }
     if redis:
         more |= {
