@@ -6,12 +6,12 @@ The peer runs the model's own graph, on one thread, over features that lie in me
 float64 matrix, in blocks of the size that suits it best; it reads, joins and writes nothing. Ours
 is all of `penstock score`: the package's verification, reading the table, the point-in-time join of
 two feature tables, the graph, prediction ids, the parts on disk and the commit with its statistics.
-It is measured in one process on one core, without Ray, and as the command on this machine's Ray.
-Two ratios come of it. Per core: the CPU seconds of the plain loop over those of ours, so that what
-else the machine does meets neither. By the clock: the command on all of the machine's cores, Ray
-job and all, beside the plain loop on one core. Then the command is killed with
-its job by SIGKILL at seeded moments and given again; the table that is left is held against the
-undisturbed one, row by row.
+It is measured in one process on one core, in one process on all cores, and as the command, which
+starts a Ray job first. Three ratios come of it. Per core: the CPU seconds of the plain loop over
+those of ours, so that what else the machine does meets neither. By the clock: all of the work on
+all cores beside the plain loop on one. And the command, from the shell and back, beside that loop.
+Then the command is killed with its job by SIGKILL at seeded moments and given again; the table that
+is left is held against the undisturbed one, row by row.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,7 +38,9 @@ import polars as pl
 from _card_fraud import ROOT, read_payments
 
 TABLE = "card_fraud.transactions"
-ON_ONE_CORE, UNDISTURBED, KILLED = (f"card_fraud.scores_{n}" for n in ("core", "whole", "killed"))
+ON_ONE_CORE, ON_ALL_CORES, UNDISTURBED, KILLED = (
+    f"card_fraud.scores_{n}" for n in ("core", "cores", "whole", "killed")
+)
 BLOCKS = (64, 256, 1024, 4096, 16_384, 65_536)
 GOAL = 0.8
 NUM_RUNS = 3
@@ -146,21 +149,28 @@ def plain_loop(settings: Any, num_rows: int) -> float:
     return max(statistics.median(rate(block) for _ in range(NUM_RUNS)) for block in BLOCKS)
 
 
-def on_one_core(environment: dict[str, str]) -> float:
-    """Rows a CPU second of the whole work, by one process on one core."""
-    pinned = ["taskset", "-c", str((os.cpu_count() or 1) - 1)] if shutil.which("taskset") else []
+def in_one_process(environment: dict[str, str], out: str, *, one_core: bool) -> tuple[float, float]:
+    """Rows a second and rows a CPU second of the whole work."""
+    pinned: list[str] = []
+    limits: dict[str, str] = {}
+    if one_core:
+        pinned = (
+            ["taskset", "-c", str((os.cpu_count() or 1) - 1)] if shutil.which("taskset") else []
+        )
+        limits = {"POLARS_MAX_THREADS": "1", "TOKIO_WORKER_THREADS": "1"}
     program = ROOT / "benchmarks" / "_score_process.py"
     done = subprocess.run(
-        [*pinned, sys.executable, program, TABLE, ON_ONE_CORE],
-        env={**environment, "POLARS_MAX_THREADS": "1", "TOKIO_WORKER_THREADS": "1"},
+        [*pinned, sys.executable, program, TABLE, out],
+        env=environment | limits,
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    num_rows, took_s, took_cpu_s = done.stdout.split()[-3:]
-    print(f"one core: {float(took_s):.1f} s by the clock", file=sys.stderr)
-    return int(num_rows) / float(took_cpu_s)
+    num_rows, took_s, took_cpu_s = (float(word) for word in done.stdout.split()[-3:])
+    where = "one core" if one_core else "all cores"
+    print(f"{where}: {took_s:.1f} s, {took_cpu_s:.1f} CPU s", file=sys.stderr)
+    return num_rows / took_s, num_rows / took_cpu_s
 
 
 def arguments_of(out: str) -> list[str]:
@@ -176,24 +186,48 @@ class Kills:
     last_s: float
 
 
-def through_kills(
-    environment: dict[str, str], storage: Path, num_kills: int, whole_s: float
-) -> Kills:
-    """Give the same command until it ends; the first ones are killed, and their jobs with them."""
+def through_kills(environment: dict[str, str], storage: Path, num_kills: int) -> Kills:
+    """Give the same command until it ends; the first ones are killed, and their jobs with them.
+
+    Each kill but the last comes a moment after a part that was not there before, so that the next
+    one finds work that was done and work that was not; the last one comes in the commit.
+    """
     chance = random.Random(7)
-    parts_at_each = []
-    for _ in range(num_kills):
+    parts_at_each: list[int] = []
+    for number in range(num_kills):
         command = start(environment, *arguments_of(KILLED))
         pid = wait_for_driver(command)
-        time.sleep(chance.uniform(0.35, 0.7) * whole_s)
+        if number + 1 < num_kills:
+            before = parts_at_each[-1] if parts_at_each else 0
+            wait_until(lambda before=before: num_parts(storage) > before, command)
+            time.sleep(chance.uniform(0, 2))
+        else:
+            wait_until(lambda: is_committing(storage), command)
+            time.sleep(chance.uniform(0, 1))
         for each in (command.pid, pid):
             with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
         command.communicate()
-        parts_at_each.append(len(list((storage / "scoring").rglob("*.arrow"))))
+        parts_at_each.append(num_parts(storage))
     began_s = time.perf_counter()
     report = json.loads(penstock(environment, *arguments_of(KILLED)))
     return Kills(parts_at_each, report, time.perf_counter() - began_s)
+
+
+def num_parts(storage: Path) -> int:
+    return len(list((storage / "scoring").rglob("*.arrow")))
+
+
+def is_committing(storage: Path) -> bool:
+    """Whether there are files of the table that no version names yet: it has none before."""
+    return any((storage / "tables").rglob(f"{KILLED.partition('.')[2]}/**/*.parquet"))
+
+
+def wait_until(happened: Callable[[], bool], command: "subprocess.Popen[str]") -> None:
+    while not happened():
+        if command.poll() is not None:
+            sys.exit(f"the command has ended by itself:\n{command.communicate()[1]}")
+        time.sleep(0.05)
 
 
 def wait_for_driver(command: "subprocess.Popen[str]") -> int:
@@ -240,21 +274,23 @@ def main() -> None:
         try:
             settings = prepare(environment, given)
             plain_per_s = plain_loop(settings, given.peer_rows)
-            core_per_s = on_one_core(environment)
+            _, core_per_s = in_one_process(environment, ON_ONE_CORE, one_core=True)
+            cores_per_s, _ = in_one_process(environment, ON_ALL_CORES, one_core=False)
             began_s = time.perf_counter()
             penstock(environment, *arguments_of(UNDISTURBED))
             whole_s = time.perf_counter() - began_s
-            kills = through_kills(environment, folder / "storage", given.kills, whole_s)
+            kills = through_kills(environment, folder / "storage", given.kills)
             counts = compare(settings, given.rows)
         finally:
             penstock(environment, "down")
-    report(given, plain_per_s, core_per_s, whole_s, kills, counts)
+    report(given, plain_per_s, core_per_s, cores_per_s, whole_s, kills, counts)
 
 
 def report(
     given: argparse.Namespace,
     plain_per_s: float,
     core_per_s: float,
+    cores_per_s: float,
     whole_s: float,
     kills: Kills,
     counts: dict[str, int],
@@ -266,13 +302,14 @@ def report(
     for label, per_s in (
         ("plain onnxruntime in a loop, one core, features in memory", plain_per_s),
         ("penstock, all of the work on one core", core_per_s),
-        ("penstock score, the command on this machine's Ray", command_per_s),
+        (f"penstock, all of the work on {os.cpu_count()} cores", cores_per_s),
+        ("penstock score, the command with its Ray job", command_per_s),
     ):
         print(f"{label:58} {per_s:10,.0f}")
     print(f"per core, CPU seconds of the plain loop over ours: {core_per_s / plain_per_s:.2f}")
     print(
-        f"by the clock, the command on {os.cpu_count()} cores over the plain loop on one: "
-        f"{command_per_s / plain_per_s:.2f}"
+        f"by the clock, {os.cpu_count()} cores over the plain loop on one: "
+        f"{cores_per_s / plain_per_s:.2f}; of the command {command_per_s / plain_per_s:.2f}"
     )
     print(f"beyond the graph, one core: {beyond_us:.1f} us a row")
     print(f"parts there after each kill: {kills.parts_at_each} of {kills.report['num_slices']}")
@@ -285,9 +322,11 @@ def report(
         "estimator": given.estimator,
         "plain_rows_per_s": round(plain_per_s),
         "rows_per_s_on_one_core": round(core_per_s),
+        "rows_per_s_on_all_cores": round(cores_per_s),
         "rows_per_s_of_the_command": round(command_per_s),
         "ratio_per_core": round(core_per_s / plain_per_s, 2),
-        "ratio_by_the_clock": round(command_per_s / plain_per_s, 2),
+        "ratio_by_the_clock": round(cores_per_s / plain_per_s, 2),
+        "ratio_of_the_command": round(command_per_s / plain_per_s, 2),
         "us_a_row_beyond_the_graph": round(beyond_us, 2),
         "kills": given.kills,
         **counts,

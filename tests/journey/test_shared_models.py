@@ -1,24 +1,30 @@
 """Models that share replicas: loaded when they are asked for, rolled out like any other."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from feedback import post
 from http_requests import JSON, send
 from penstock.errors import ClusterError, UserError
 from penstock.registry.versions import ModelVersion
-from penstock.serving import server, shared_targets
+from penstock.serving import ab_policy, server, shared_targets
 from penstock.serving.deploy import deploy, find_deployment, undeploy
+from penstock.serving.feedback import FeedbackIntake
 from penstock.serving.rolling import plan_rollout, roll_out
 from penstock.serving.way_back import roll_back
 from penstock.settings import Settings
-from served_versions import Callers, callers, fails_at_once, register, shifted
+from served_versions import Callers, by_amount, callers, fails_at_once, register, shifted
 from small_model import SmallRun
+from told_truths import tellers
 from waiting import wait_for
 
 pytestmark = pytest.mark.ray
@@ -129,6 +135,53 @@ def test_an_async_request_is_worked_on_as_by_any_replica(shared: Shared):
     (prediction,) = send(shared.port, url, method="GET").json["result"]["predictions"]
     (same,) = shared.ask(MODELS[0]).json["predictions"]
     assert prediction["score"] == same["score"]
+
+
+def test_an_explanation_adds_up_to_the_score(shared: Shared):
+    model = MODELS[0]
+    body = Callers.body(ROW)
+    answer: list[Any] = []
+
+    def is_explained() -> bool:
+        # The explainer is the nicest of all processes and may need more than one request's time.
+        reply = send(shared.port, f"/v1/models/{model}/explain", body, headers=JSON)
+        assert reply.status in (200, 504), reply.body
+        answer.extend(reply.json["explanations"] if reply.status == 200 else [])
+        return bool(answer)
+
+    wait_for(is_explained, timeout_s=300)
+    (told,) = answer
+    (predicted,) = shared.ask(model).json["predictions"]
+    parts = sum(part["contribution"] for part in told["contributions"])
+    assert told["base_score"] + parts == pytest.approx(predicted["score"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_in_an_ab_the_version_with_better_truths_takes_over(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ab_policy, "_FIRST_WAIT_S", 1.0)
+    monkeypatch.setattr(ab_policy, "_LOOKS_IN_THE_TIME", 1)
+    model = MODELS[0]
+    names = json.loads((Path(shared.run.bundle_path) / "signature.json").read_text())
+    amount = names["feature_names"].index("TX_AMOUNT")
+    better = shared.register(model, change=partial(by_amount, feature=amount))
+    intake = FeedbackIntake(shared.settings)
+    with tellers(shared.port, model, tell=lambda body: post(intake, body)[0].status) as told:
+        plan = plan_rollout(
+            shared.settings,
+            better,
+            mode="ab",
+            outcome="brier",
+            shares_percent=(50,),
+            hold_s=3_600,
+            min_answers=5,
+            answer_within_ms=5_000,
+        )
+        done = roll_out(shared.settings, better, plan, report=lambda _: None)
+        back = roll_back(shared.settings, model, reason="a test", report=lambda _: None)
+    assert (told.lost, done.outcome, back.version) == ([], "served", 1)
+    assert f"version {better.version} is better: brier" in done.reason
 
 
 @pytest.mark.slow

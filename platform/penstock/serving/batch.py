@@ -1,15 +1,18 @@
 """Batch scores: a table's rows, each with the features known at its time, scored into a table.
 
-The rows come in slices of time; Ray Data spreads them over workers that each verify and load the
-model once. Each slice's scores are kept as a part, and one commit takes all parts: the table has
-all of them, or none, and what a kill interrupts goes on from the parts that are there.
+The rows come in slices of time. On one machine threads of this process score them; over several,
+Ray Data spreads them to workers; each verifies and loads the model once. Each slice's scores are
+kept as a part, and one commit takes all parts: the table has all of them, or none, and what a kill
+interrupts goes on from the parts that are there.
 """
 
 import hashlib
 import logging
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,10 +36,11 @@ _REPORT = "scores"
 _ROWS_PER_SLICE = 500_000
 # The same command again, while the job of a killed command goes on, waits and gives its report.
 _WAIT_S = 600.0
+# Each has a slice in memory.
+_MAX_THREADS = 4
 # A slice's join and its graph use threads of their own; half a slot each leaves Serve its share.
-_CPUS_PER_WORKER = 0.5
-_MAX_WORKERS_ON_ONE_MACHINE = 2
-_CPUS_PER_WORKER_ON_A_CLUSTER = 4
+_SLOTS_PER_WORKER = 0.5
+_CPUS_PER_WORKER = 4
 
 
 class ScoringReport(Record):
@@ -78,8 +82,8 @@ def score_table(
 
     Asked again for the same model, the same version of the table and the same period, it writes
     nothing and gives the first report; where that run was killed, it goes on with the slices that
-    are missing. With a Ray at hand and more than one slice, Ray Data spreads them; a single slice
-    is scored here.
+    are missing. Where Ray has several machines, Ray Data spreads the slices over them; else, and
+    where there is one slice, they are scored here.
 
     Args:
         settings: whose tables and models.
@@ -237,16 +241,46 @@ def _score(
 
 
 def _scored(work: ScoringWork, parts: ScoreParts, missing: Sequence[int]) -> Iterator[int]:
+    if len(missing) <= 1 or _is_one_machine():
+        return _scored_here(work, parts, missing)
+    return _scored_by_workers(work, parts, missing)
+
+
+def _is_one_machine() -> bool:
     import ray
 
-    if not missing:
-        return
-    if len(missing) == 1 or not ray.is_initialized():
-        scorer = SliceScorer(work, parts)
-        for number in missing:
-            scorer.score(number)
-            yield number
-        return
+    return not ray.is_initialized() or len(_live_nodes()) == 1
+
+
+def _live_nodes() -> list[dict[str, Any]]:
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray left it so
+    return [node for node in nodes if node["Alive"]]
+
+
+def _scored_here(work: ScoringWork, parts: ScoreParts, missing: Sequence[int]) -> Iterator[int]:
+    """Score on threads: a worker takes seconds to start, and the driver's cores are the same."""
+    own = threading.local()
+
+    def score(number: int) -> int:
+        if not hasattr(own, "scorer"):
+            own.scorer = SliceScorer(work, parts)
+        own.scorer.score(number)
+        return number
+
+    pool = ThreadPoolExecutor(min(_MAX_THREADS, pl.thread_pool_size()))
+    try:
+        for done in as_completed([pool.submit(score, number) for number in missing]):
+            yield done.result()
+    finally:
+        # What is under way becomes a part; the rest is for who gives the command again.
+        pool.shutdown(cancel_futures=True)
+
+
+def _scored_by_workers(
+    work: ScoringWork, parts: ScoreParts, missing: Sequence[int]
+) -> Iterator[int]:
     import ray.data
 
     # Our own progress says it; Ray Data's lines would drown it.
@@ -263,17 +297,12 @@ def _scored(work: ScoringWork, parts: ScoreParts, missing: Sequence[int]) -> Ite
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_num_workers(len(items))),
-        num_cpus=_CPUS_PER_WORKER,
+        num_cpus=_SLOTS_PER_WORKER,
     )
     for batch in published.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch["number"].to_pylist()
 
 
 def _num_workers(num_slices: int) -> int:
-    import ray
-
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray left it so
-    cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"])
-    if sum(bool(node["Alive"]) for node in nodes) == 1:
-        return min(num_slices, _MAX_WORKERS_ON_ONE_MACHINE)
-    return max(1, min(num_slices, int(cpus) // _CPUS_PER_WORKER_ON_A_CLUSTER))
+    cpus = sum(node["Resources"].get("CPU", 0.0) for node in _live_nodes())
+    return max(1, min(num_slices, int(cpus) // _CPUS_PER_WORKER))
