@@ -186,7 +186,9 @@ class Kills:
     last_s: float
 
 
-def through_kills(environment: dict[str, str], storage: Path, num_kills: int) -> Kills:
+def through_kills(
+    environment: dict[str, str], storage: Path, *, num_slices: int, num_kills: int
+) -> Kills:
     """Give the same command until it ends; the first ones are killed, and their jobs with them.
 
     Each kill but the last comes a moment after a part that was not there before, so that the next
@@ -202,8 +204,8 @@ def through_kills(environment: dict[str, str], storage: Path, num_kills: int) ->
             wait_until(lambda before=before: num_parts(storage) > before, command)
             time.sleep(chance.uniform(0, 2))
         else:
-            wait_until(lambda: is_committing(storage), command)
-            time.sleep(chance.uniform(0, 1))
+            wait_until(lambda: num_parts(storage) == num_slices, command)
+            time.sleep(chance.uniform(0, 2))
         for each in (command.pid, pid):
             with suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
@@ -216,11 +218,6 @@ def through_kills(environment: dict[str, str], storage: Path, num_kills: int) ->
 
 def num_parts(storage: Path) -> int:
     return len(list((storage / "scoring").rglob("*.arrow")))
-
-
-def is_committing(storage: Path) -> bool:
-    """Whether there are files of the table that no version names yet: it has none before."""
-    return any((storage / "tables").rglob(f"{KILLED.partition('.')[2]}/**/*.parquet"))
 
 
 def wait_until(happened: Callable[[], bool], command: "subprocess.Popen[str]") -> None:
@@ -277,9 +274,14 @@ def main() -> None:
             _, core_per_s = in_one_process(environment, ON_ONE_CORE, one_core=True)
             cores_per_s, _ = in_one_process(environment, ON_ALL_CORES, one_core=False)
             began_s = time.perf_counter()
-            penstock(environment, *arguments_of(UNDISTURBED))
+            done = json.loads(penstock(environment, *arguments_of(UNDISTURBED)))
             whole_s = time.perf_counter() - began_s
-            kills = through_kills(environment, folder / "storage", given.kills)
+            kills = through_kills(
+                environment,
+                folder / "storage",
+                num_slices=done["num_slices"],
+                num_kills=given.kills,
+            )
             counts = compare(settings, given.rows)
         finally:
             penstock(environment, "down")
