@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 import rollout_driver
@@ -118,7 +119,8 @@ class TestRollout:
         assert asked.lost == []
         assert asked.versions() == {old}
         collect(rolled.settings, "card_fraud")
-        rows = tables.scan(rolled.settings, shadow_table("card_fraud")).collect()
+        scored = tables.scan(rolled.settings, shadow_table("card_fraud"))
+        rows = scored.filter(pl.col("model") == MODEL).collect()
         assert set(rows["model_version"]) == {new.version}
 
     @pytest.mark.slow
