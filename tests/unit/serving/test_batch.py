@@ -1,4 +1,5 @@
 import shutil
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from penstock.features.historical import HistoricalReader
 from penstock.features.training_set import build_training_set, read_training_set
 from penstock.registry.registration import register
 from penstock.registry.versions import ModelVersion
-from penstock.serving import slice_scorer
+from penstock.serving import batch, slice_scorer
 from penstock.serving.batch import score_table
-from penstock.serving.slice_scorer import prediction_ids
+from penstock.serving.slice_scorer import SliceScorer, prediction_ids
 from penstock.settings import Settings
 from penstock.training.bundle import load_native
 from small_model import prepare, train_small
@@ -149,6 +150,33 @@ class TestScoreTable:
         with pytest.raises(BusyError, match="rebuilt"):
             score_table(settings, model=version, source=TRANSACTIONS, out=OUT)
         assert not tables.exists(settings, OUT)
+
+    def test_a_slice_that_fails_ends_it_and_what_was_scored_beside_it_is_kept(
+        self, model, monkeypatch
+    ):
+        settings, version = model
+        options = {"model": version, "source": TRANSACTIONS, "out": OUT, "rows_per_slice": 400}
+        begun: list[int] = []
+        score = SliceScorer.score
+
+        def score_unless_second(self: SliceScorer, number: int) -> None:
+            begun.append(number)
+            if number == 1:
+                raise BusyError("of the second slice")
+            if number > 1:
+                # Time for the failure to be seen.
+                time.sleep(1)
+            score(self, number)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(batch, "_MAX_THREADS", 2)
+            patched.setattr(SliceScorer, "score", score_unless_second)
+            with pytest.raises(BusyError, match="of the second slice"):
+                score_table(settings, **options)
+        assert not tables.exists(settings, OUT)
+        report = score_table(settings, **options)
+        assert len(begun) - 1 == report.num_slices_found < report.num_slices - 1
+        assert scores(settings)["TRANSACTION_ID"].to_list() == list(range(NUM_PAYMENTS))
 
     def test_parts_of_rebuilt_features_are_left_and_computed_again(self, model, monkeypatch):
         settings, version = model
