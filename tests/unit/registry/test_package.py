@@ -1,3 +1,4 @@
+import random
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,25 @@ class TestVerify:
         held = verify(folder, config)
         (folder / "model.onnx").write_bytes(b"evil")
         assert held.onnx != b"evil"
+
+    def test_of_a_thousand_flipped_bytes_in_all_files_each_is_refused(self, package):
+        folder, config = package
+        chance = random.Random(7)
+        names = every_file(folder)
+        num_refused = 0
+        for number in range(1_000):
+            file = folder / names[number % len(names)]
+            content = file.read_bytes()
+            spoiled = bytearray(content)
+            spoiled[chance.randrange(len(content))] ^= chance.randrange(1, 256)
+            file.write_bytes(spoiled)
+            try:
+                verify(folder, config)
+            except IntegrityError:
+                num_refused += 1
+            file.write_bytes(content)
+        assert num_refused == 1_000
+        verify(folder, config)
 
     # Flips of every byte would take minutes; hypothesis picks the file, the byte and the bit.
     @given(data=st.data())
