@@ -101,7 +101,7 @@ def run_race(pipes: list[Any], champion: int) -> list[int]:
     return [version for version in results if version is not None]
 
 
-@pytest.mark.parametrize("num_races", some_slow((8, 70), in_every_run={8}))
+@pytest.mark.parametrize("num_races", some_slow((8, 160), in_every_run={8}))
 def test_of_several_promotions_at_once_exactly_one_wins_and_the_others_are_told(
     settings, num_races: int
 ):
