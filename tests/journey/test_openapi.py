@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from cases import some_slow
+from explained import explanations_of
 from http_requests import send
 from payments import USE_CASE
 from penstock.cluster.local import LocalCluster
@@ -31,7 +32,6 @@ from penstock.serving.past_predictions import explain_prediction, find_predictio
 from penstock.settings import Settings
 from projects import Project
 from small_model import prepare_on, seal_as, train_small
-from waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -119,17 +119,7 @@ def port_of(served: Settings) -> int:
 
 
 def explained(port: int, body: str, path: str = EXPLAIN) -> dict:
-    """Ask until there is an answer: the nicest of all processes waits long on a busy machine."""
-    found: list[dict] = []
-
-    def has_answer() -> bool:
-        reply = send(port, path, body)
-        assert reply.status in (200, 504), reply.body
-        found.extend([reply.json] if reply.status == 200 else [])
-        return bool(found)
-
-    wait_for(has_answer, timeout_s=300)
-    return found[0]
+    return explanations_of(port, path, body)
 
 
 def contributions(told: dict) -> dict[str, float]:

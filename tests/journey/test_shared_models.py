@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from explained import explanations_of
 from feedback import post
 from http_requests import JSON, send
 from penstock.errors import ClusterError, UserError
@@ -139,18 +140,8 @@ def test_an_async_request_is_worked_on_as_by_any_replica(shared: Shared):
 
 def test_an_explanation_adds_up_to_the_score(shared: Shared):
     model = MODELS[0]
-    body = Callers.body(ROW)
-    answer: list[Any] = []
-
-    def is_explained() -> bool:
-        # The explainer is the nicest of all processes and may need more than one request's time.
-        reply = send(shared.port, f"/v1/models/{model}/explain", body, headers=JSON)
-        assert reply.status in (200, 504), reply.body
-        answer.extend(reply.json["explanations"] if reply.status == 200 else [])
-        return bool(answer)
-
-    wait_for(is_explained, timeout_s=300)
-    (told,) = answer
+    path = f"/v1/models/{model}/explain"
+    (told,) = explanations_of(shared.port, path, Callers.body(ROW))["explanations"]
     (predicted,) = shared.ask(model).json["predictions"]
     parts = sum(part["contribution"] for part in told["contributions"])
     assert told["base_score"] + parts == pytest.approx(predicted["score"], abs=1e-6)
